@@ -1,0 +1,115 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"time"
+)
+
+// publish moves a pending file to its path. These are the system calls of the happy path, in order; the directory
+// calls in brackets happen only for directories that are not there yet, outermost first:
+//
+//	fchmod(file, 0644)
+//	utimensat(file, mtime)
+//	fsync(file)              the bytes and times are on the disk before any name leads to them
+//	[mkdirat(dir, 0755) fchmodat(dir, 0755) fsync(parent)]
+//	renameat(file, path)     atomic: readers find the old file, or this one
+//	fsync(directory)         the name is on the disk
+//
+// A crash before the rename leaves the old state and a file in tmp, which the next start sweeps. A crash after it
+// leaves the old or the new name, either with all of its bytes.
+func (p *Pending) publish(mtime time.Time) error {
+	s := p.store
+	if !fs.ValidPath(p.path) || p.path == "." || private(p.path) {
+		return fmt.Errorf("%q is not a path of the tree", p.path)
+	}
+	if err := s.step("chmod"); err != nil {
+		return err
+	}
+	if err := p.file.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := s.step("chtimes"); err != nil {
+		return err
+	}
+	if err := s.root.Chtimes(p.name, mtime, mtime); err != nil {
+		return err
+	}
+	if err := s.step("fsync"); err != nil {
+		return err
+	}
+	if err := p.file.Sync(); err != nil {
+		return err
+	}
+	if err := s.makeDir(path.Dir(p.path)); err != nil {
+		return err
+	}
+	if err := s.step("rename"); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	err := s.root.Rename(p.name, p.path)
+	if err == nil {
+		p.name = p.path
+	}
+	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := s.step("fsyncdir"); err != nil {
+		return err
+	}
+	return s.syncDir(path.Dir(p.path))
+}
+
+// makeDir makes the directory dir and those above it, world-searchable whatever the umask, each durably in its
+// parent.
+func (s *Store) makeDir(dir string) error {
+	if dir == "." {
+		return nil
+	}
+	if info, err := s.root.Stat(dir); err == nil {
+		if info.IsDir() {
+			return nil
+		}
+		return fmt.Errorf("%s is a file in the tree, but a directory upstream: remove it", dir)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := s.makeDir(path.Dir(dir)); err != nil {
+		return err
+	}
+	if err := s.step("mkdir"); err != nil {
+		return err
+	}
+	if err := s.root.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := s.root.Chmod(dir, 0o755); err != nil {
+		return err
+	}
+	return s.syncDir(path.Dir(dir))
+}
+
+func (s *Store) syncDir(dir string) error {
+	d, err := s.root.OpenFile(dir, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("fsync of directory %s: %w", dir, err)
+	}
+	return nil
+}
+
+// step is where tests make the protocol fail.
+func (s *Store) step(name string) error {
+	if s.fault == nil {
+		return nil
+	}
+	return s.fault(name)
+}

@@ -1,0 +1,149 @@
+package store
+
+import (
+	"container/list"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxIdle bounds the file handles kept open for the next request.
+	maxIdle = 1024
+	// recheck is how long a kept handle is believed to stand at its path without looking the path up again. A
+	// file that was removed or replaced under us is noticed at once by its link count; only the renaming of a
+	// directory above it is not.
+	recheck = 2 * time.Second
+)
+
+// File is a stored file, open for reading. Its handle has a read offset of its own and is used by one request at a
+// time, so that net/http may hand it to sendfile.
+type File struct {
+	*os.File
+	Size    int64 // bytes
+	ModTime time.Time
+
+	name   string
+	links  uint64
+	opened time.Time
+	owner  *handles
+	elem   *list.Element // in owner.lru while idle
+}
+
+// Close gives the handle back: it is kept open for the next request of that path.
+func (f *File) Close() error { return f.owner.put(f) }
+
+// handles keeps recently used files open, so that a hit costs one fstat instead of one openat per path element.
+type handles struct {
+	open func(name string) (*os.File, os.FileInfo, error)
+
+	mu     sync.Mutex
+	idle   map[string][]*File
+	lru    list.List // of *File, most recently used first
+	closed bool
+}
+
+func (h *handles) get(name string) (*File, error) {
+	for {
+		f := h.take(name)
+		if f == nil {
+			break
+		}
+		if f.stands() {
+			return f, nil
+		}
+		f.File.Close()
+	}
+	f, info, err := h.open(name)
+	if err != nil {
+		return nil, err
+	}
+	return &File{
+		File: f, Size: info.Size(), ModTime: info.ModTime(), name: name,
+		links: uint64(info.Sys().(*syscall.Stat_t).Nlink), opened: time.Now(), owner: h,
+	}, nil
+}
+
+// stands reports whether the open file is still what its path names, as far as the file itself can tell.
+func (f *File) stands() bool {
+	if time.Since(f.opened) > recheck {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && uint64(info.Sys().(*syscall.Stat_t).Nlink) == f.links &&
+		info.Size() == f.Size && info.ModTime().Equal(f.ModTime)
+}
+
+func (h *handles) take(name string) *File {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	list := h.idle[name]
+	if len(list) == 0 {
+		return nil
+	}
+	f := list[len(list)-1]
+	h.drop(f)
+	return f
+}
+
+// drop takes an idle file out of the books. It must be called with mu held.
+func (h *handles) drop(f *File) {
+	h.lru.Remove(f.elem)
+	list := h.idle[f.name]
+	for i := range list {
+		if list[i] == f {
+			list = append(list[:i], list[i+1:]...)
+			break
+		}
+	}
+	if len(list) == 0 {
+		delete(h.idle, f.name)
+	} else {
+		h.idle[f.name] = list
+	}
+}
+
+func (h *handles) put(f *File) error {
+	if time.Since(f.opened) > recheck {
+		return f.File.Close()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return f.File.Close()
+	}
+	if h.idle == nil {
+		h.idle = make(map[string][]*File)
+	}
+	h.idle[f.name] = append(h.idle[f.name], f)
+	f.elem = h.lru.PushFront(f)
+	if h.lru.Len() > maxIdle {
+		oldest := h.lru.Back().Value.(*File)
+		h.drop(oldest)
+		return oldest.File.Close()
+	}
+	return nil
+}
+
+// forget closes what is kept open of name, because name will stand for another file.
+func (h *handles) forget(name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for len(h.idle[name]) > 0 {
+		f := h.idle[name][0]
+		h.drop(f)
+		f.File.Close()
+	}
+}
+
+func (h *handles) closeAll() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for h.lru.Len() > 0 {
+		f := h.lru.Front().Value.(*File)
+		h.drop(f)
+		f.File.Close()
+	}
+}

@@ -1,0 +1,214 @@
+// Package store keeps bytes at their real mirror paths below one root directory.
+//
+// It alone makes a name appear in the tree: a body is written to a Pending file in ROOT/.instantmirror/tmp and
+// becomes visible, whole, by Commit. Every access goes through one os.Root, so that no path, however it is spelled
+// and whatever symlinks stand in the tree, leads out of it.
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+)
+
+const (
+	// Private is the directory below the root that is never served.
+	Private = ".instantmirror"
+
+	tmpDir     = Private + "/tmp"
+	formatFile = Private + "/format"
+	lockFile   = Private + "/lock"
+	format     = "instantmirror root, format 1\n"
+)
+
+// ErrNoSpace says that a file does not fit: the disk is full, or would have less than the reserve left.
+var ErrNoSpace = errors.New("no room")
+
+// ErrIsDir says that a path names a directory of the tree.
+var ErrIsDir = errors.New("is a directory")
+
+// Store is one root directory, locked for this process.
+type Store struct {
+	dir     string
+	root    *os.Root
+	lock    *os.File
+	reserve atomic.Int64 // bytes of the file system that are always left free
+	claimed atomic.Int64 // bytes that pending files reserved and have not written yet
+	serial  atomic.Uint64
+
+	handles handles
+
+	// free says how many bytes the file system has for us. Tests replace it.
+	free func() (int64, error)
+	// fault, if not nil, is asked before each step of the commit protocol. Tests set it.
+	fault func(step string) error
+}
+
+// Open opens the root directory dir, making it if need be, locks it, and sweeps what a crash left unfinished. At
+// least reserve bytes of its file system will be left free.
+func Open(dir string, reserve int64) (*Store, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("root %s: %w", dir, err)
+	}
+	if abs == "/" {
+		return nil, fmt.Errorf("root %s: the root of the mirror must be a directory of its own, e.g. /srv/mirror", dir)
+	}
+	if err := os.MkdirAll(abs, 0o755); err != nil {
+		return nil, fmt.Errorf("making the root: %w", err)
+	}
+	root, err := os.OpenRoot(abs)
+	if err != nil {
+		return nil, fmt.Errorf("opening the root: %w", err)
+	}
+	s := &Store{dir: abs, root: root}
+	s.reserve.Store(reserve)
+	s.free = s.statfs
+	s.handles.open = s.openFile
+	if err := s.prepare(); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("root %s: %w", abs, err)
+	}
+	return s, nil
+}
+
+// prepare makes the private directory, takes the lock and sweeps tmp, in this order: only the holder of the lock
+// knows that nobody is writing the files in tmp.
+func (s *Store) prepare() error {
+	for _, d := range []string{Private, tmpDir} {
+		if err := s.root.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	if err := s.root.Chmod(Private, 0o700); err != nil {
+		return err
+	}
+	if err := s.takeLock(); err != nil {
+		return err
+	}
+	switch b, err := s.root.ReadFile(formatFile); {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := s.root.WriteFile(formatFile, []byte(format), 0o644); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	case string(b) != format:
+		return fmt.Errorf("%s says %q, not %q: it was made by another version of instantmirror; use that one or another root", formatFile, b, format)
+	}
+	if err := s.root.RemoveAll(tmpDir); err != nil {
+		return fmt.Errorf("sweeping unfinished downloads: %w", err)
+	}
+	return s.root.Mkdir(tmpDir, 0o700)
+}
+
+func (s *Store) takeLock() error {
+	f, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		holder := make([]byte, 20)
+		n, _ := f.Read(holder)
+		f.Close()
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("locking %s: %w", lockFile, err)
+		}
+		return fmt.Errorf("it is served by another instantmirror (pid %s); one daemon per root: stop that one, or use another root", holder[:n])
+	}
+	s.lock = f
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = fmt.Fprint(f, os.Getpid())
+	return err
+}
+
+// Close closes idle handles and gives up the lock. Files handed out stay readable.
+func (s *Store) Close() error {
+	s.handles.closeAll()
+	if s.lock != nil {
+		s.lock.Close()
+	}
+	return s.root.Close()
+}
+
+// Dir is the absolute path of the root directory.
+func (s *Store) Dir() string { return s.dir }
+
+// SetReserve changes how many bytes are always left free.
+func (s *Store) SetReserve(n int64) { s.reserve.Store(n) }
+
+// Get opens the stored file at name, a path relative to the root. The error is fs.ErrNotExist when nothing is
+// stored there and ErrIsDir for a directory. The caller closes the File.
+func (s *Store) Get(name string) (*File, error) { return s.handles.get(name) }
+
+func (s *Store) openFile(name string) (*os.File, os.FileInfo, error) {
+	if !fs.ValidPath(name) || private(name) {
+		return nil, nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	// O_NONBLOCK: a FIFO that somebody made in the tree must not hold us up.
+	f, err := s.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ENAMETOOLONG) || errors.Is(err, syscall.ELOOP) {
+			err = &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+		}
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		switch {
+		case info.IsDir():
+			err = &fs.PathError{Op: "open", Path: name, Err: ErrIsDir}
+		case !info.Mode().IsRegular():
+			err = &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
+// ReadDir lists the stored directory name in the order of its names; "." is the root. The private directory and
+// whatever is neither file nor directory is left out.
+func (s *Store) ReadDir(name string) ([]fs.FileInfo, error) {
+	if !fs.ValidPath(name) || private(name) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	entries, err := fs.ReadDir(s.root.FS(), name)
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]fs.FileInfo, 0, len(entries))
+	for _, e := range entries {
+		if private(path.Join(name, e.Name())) {
+			continue
+		}
+		info, err := s.root.Stat(path.Join(name, e.Name()))
+		if err != nil || !info.IsDir() && !info.Mode().IsRegular() {
+			continue // it went meanwhile, leads out of the tree, or is not ours
+		}
+		infos = append(infos, named{info, e.Name()})
+	}
+	return infos, nil
+}
+
+// named is what a name leads to, called by that name.
+type named struct {
+	fs.FileInfo
+	name string
+}
+
+func (n named) Name() string { return n.name }
+
+// private reports whether name is the private directory or below it.
+func private(name string) bool {
+	return name == Private || len(name) > len(Private) && name[:len(Private)+1] == Private+"/"
+}
