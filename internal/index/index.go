@@ -1,0 +1,183 @@
+// Package index remembers what is believed of the files in the tree: who gave them, by what validators, and when
+// that was last checked. The tree is the truth; to lose the index costs revalidation, never data.
+//
+// It is the one owner of bbolt. Values are JSON, so that an operator can read them with any bbolt tool.
+package index
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
+)
+
+const (
+	// flushEvery is how long a belief may stay in memory only. A crash loses that much of them.
+	flushEvery = time.Second
+	// maxDirty bounds the beliefs that wait for a disk which takes no writes; what comes on top is not remembered.
+	maxDirty = 100_000
+)
+
+var beliefs = []byte("beliefs 1")
+
+// Belief is what is known of the file at one path. It holds for a file of just this size and modification time.
+type Belief struct {
+	Size         int64     `json:"size"`                   // bytes
+	ModTime      time.Time `json:"mtime"`                  // of the stored file
+	Origin       string    `json:"origin,omitempty"`       // scheme://host that sent it, after redirects
+	ETag         string    `json:"etag,omitempty"`         // as that origin sent it; means nothing to any other
+	LastModified time.Time `json:"last_modified,omitzero"` // as sent; zero if it was not
+	Checked      time.Time `json:"checked"`                // when upstream last said that this is current
+}
+
+// Index is an open index. It is safe for concurrent use.
+type Index struct {
+	db *bbolt.DB
+
+	mu    sync.Mutex
+	dirty map[string]Belief // not yet in db
+}
+
+// Open opens the index in the directory dir, making both if need be. A damaged file is put aside as index.db.bad
+// and a new one begun; the returned note says so.
+func Open(dir string) (x *Index, note string, err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, "", fmt.Errorf("making the state directory: %w", err)
+	}
+	file := filepath.Join(dir, "index.db")
+	db, err := open(file)
+	if damaged(err) {
+		note = fmt.Sprintf("%s is damaged (%v) and was put aside as %s.bad; what it held will be asked of upstream again", file, err, file)
+		if err := os.Rename(file, file+".bad"); err != nil {
+			return nil, "", fmt.Errorf("putting the damaged index aside: %w", err)
+		}
+		db, err = open(file)
+	}
+	if errors.Is(err, bbolterrors.ErrTimeout) {
+		return nil, "", fmt.Errorf("%s is in use by another instantmirror: stop that one, or give this one a --state directory of its own", file)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("opening the index %s: %w", file, err)
+	}
+	return &Index{db: db, dirty: make(map[string]Belief)}, note, nil
+}
+
+func open(file string) (*bbolt.DB, error) {
+	db, err := bbolt.Open(file, 0o644, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return nil, err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		_, err := tx.CreateBucketIfNotExists(beliefs)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+func damaged(err error) bool {
+	return errors.Is(err, bbolterrors.ErrInvalid) || errors.Is(err, bbolterrors.ErrChecksum) ||
+		errors.Is(err, bbolterrors.ErrVersionMismatch)
+}
+
+// Get returns what is believed of path, if anything is.
+func (x *Index) Get(path string) (Belief, bool) {
+	x.mu.Lock()
+	b, ok := x.dirty[path]
+	x.mu.Unlock()
+	if ok {
+		return b, true
+	}
+	// A belief that can't be read is no belief: upstream is asked instead.
+	err := x.db.View(func(tx *bbolt.Tx) error {
+		v := tx.Bucket(beliefs).Get([]byte(path))
+		if v == nil {
+			return nil
+		}
+		ok = true
+		return json.Unmarshal(v, &b)
+	})
+	if err != nil {
+		return Belief{}, false
+	}
+	return b, ok
+}
+
+// Put remembers b of path, in memory at once and on disk with the next flush.
+func (x *Index) Put(path string, b Belief) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.dirty) < maxDirty {
+		x.dirty[path] = b
+	}
+}
+
+// Run flushes what was put, until ctx ends. A flush that fails is reported, once until one succeeds, and tried
+// again: a full disk stops nobody.
+func (x *Index) Run(ctx context.Context, report func(error)) {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			err := x.flush()
+			if err != nil && !failing {
+				report(err)
+			}
+			failing = err != nil
+		}
+	}
+}
+
+// flush writes what was put since the last flush in one transaction.
+func (x *Index) flush() error {
+	x.mu.Lock()
+	batch := make(map[string]Belief, len(x.dirty))
+	for path, b := range x.dirty {
+		batch[path] = b
+	}
+	x.mu.Unlock()
+	if len(batch) == 0 {
+		return nil
+	}
+	err := x.db.Update(func(tx *bbolt.Tx) error {
+		for path, b := range batch {
+			v, err := json.Marshal(b)
+			if err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			if err := tx.Bucket(beliefs).Put([]byte(path), v); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("writing the index %s: %w", x.db.Path(), err)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for path, b := range batch {
+		if x.dirty[path] == b { // not put anew meanwhile
+			delete(x.dirty, path)
+		}
+	}
+	return nil
+}
+
+// Close flushes and closes the index.
+func (x *Index) Close() error {
+	return errors.Join(x.flush(), x.db.Close())
+}

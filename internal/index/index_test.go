@@ -1,0 +1,131 @@
+package index
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+var belief = Belief{
+	Size: 7, ModTime: time.Unix(1700000000, 5).UTC(), Origin: "https://dl.example.org", ETag: `"x"`,
+	LastModified: time.Unix(1700000000, 0).UTC(), Checked: time.Unix(1800000000, 0).UTC(),
+}
+
+func reopen(t *testing.T, dir string) *Index {
+	t.Helper()
+	x, note, err := Open(dir)
+	if err != nil || note != "" {
+		t.Fatalf("Open: %q, %v", note, err)
+	}
+	return x
+}
+
+func TestBeliefsOutliveTheProcess(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	x := reopen(t, dir)
+	if _, ok := x.Get("pub/x"); ok {
+		t.Error("something is believed of what was never put")
+	}
+	x.Put("pub/x", belief)
+	if got, ok := x.Get("pub/x"); !ok || got != belief {
+		t.Errorf("before the flush: %+v, %v", got, ok)
+	}
+	if err := x.Close(); err != nil {
+		t.Fatal(err)
+	}
+	x = reopen(t, dir)
+	defer x.Close()
+	if got, ok := x.Get("pub/x"); !ok || got != belief {
+		t.Errorf("after reopening: %+v, %v", got, ok)
+	}
+}
+
+func TestRunFlushes(t *testing.T) {
+	dir := t.TempDir()
+	x := reopen(t, dir)
+	defer x.Close()
+	synctest.Test(t, func(t *testing.T) {
+		go x.Run(t.Context(), func(err error) { t.Error(err) })
+		x.Put("pub/x", belief)
+		time.Sleep(flushEvery + time.Millisecond)
+		synctest.Wait()
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if len(x.dirty) != 0 {
+			t.Error("not flushed after flushEvery")
+		}
+	})
+}
+
+// TestFailingFlush: what can't be written is reported once, kept in memory, and bounded.
+func TestFailingFlush(t *testing.T) {
+	x := reopen(t, t.TempDir())
+	x.db.Close()
+	synctest.Test(t, func(t *testing.T) {
+		reports := 0
+		go x.Run(t.Context(), func(err error) {
+			reports++
+			if !errors.Is(err, bbolt.ErrDatabaseNotOpen) {
+				t.Error(err)
+			}
+		})
+		x.Put("pub/x", belief)
+		time.Sleep(10 * flushEvery)
+		synctest.Wait()
+		if reports != 1 {
+			t.Errorf("reported %d times", reports)
+		}
+		if got, ok := x.Get("pub/x"); !ok || got != belief {
+			t.Errorf("got %+v, %v", got, ok)
+		}
+	})
+}
+
+func TestDamagedFileIsPutAside(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "index.db"), []byte(strings.Repeat("no database ", 1000)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	x, note, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if !strings.Contains(note, "put aside") {
+		t.Errorf("note %q", note)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "index.db.bad")); err != nil {
+		t.Error(err)
+	}
+	x.Put("pub/x", belief)
+	if err := x.flush(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestUnreadableBeliefIsNone(t *testing.T) {
+	x := reopen(t, t.TempDir())
+	defer x.Close()
+	err := x.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(beliefs).Put([]byte("pub/x"), []byte(`{"size":"`)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, ok := x.Get("pub/x"); ok {
+		t.Errorf("got %+v", b)
+	}
+}
+
+func TestOneProcessAtATime(t *testing.T) {
+	dir := t.TempDir()
+	x := reopen(t, dir)
+	defer x.Close()
+	if _, _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "another instantmirror") {
+		t.Errorf("second Open: %v", err)
+	}
+}
