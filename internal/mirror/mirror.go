@@ -1,0 +1,277 @@
+// Package mirror is the policy: it alone decides whether a file in the tree is valid, and so what a request gets:
+// what is stored, what is arriving, what is stale, or nothing.
+//
+// Of each path it believes one of these:
+//
+//	immutable   a package, metadata named by its checksum, anything under a `refresh: never` rule: a hit, always
+//	fresh       checked upstream less than its rule's refresh ago: a hit
+//	due         older than that: upstream is asked once, whoever waits; after patience the stale file is the answer
+//	missing     upstream is asked; absence is remembered for a minute
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/instantmirror/instantmirror/internal/fetch"
+	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/site"
+	"github.com/instantmirror/instantmirror/internal/store"
+	"github.com/instantmirror/instantmirror/internal/upstream"
+)
+
+// patience is how long a request waits for upstream when there is a stored file to answer with.
+const patience = 5 * time.Second
+
+// What Cache-Status says of a file that is due and could not be checked.
+const (
+	staleFile    = "stale"
+	goneUpstream = "gone-upstream"
+)
+
+// maxTurns bounds how often a request starts over because the tree changed under it.
+const maxTurns = 3
+
+// ErrDenied says that the site's content rules refuse the path.
+var ErrDenied = errors.New("refused by the content rules of this mirror")
+
+// Mirror answers for paths. It is safe for concurrent use.
+type Mirror struct {
+	store   *store.Store
+	index   *index.Index
+	flights *fetch.Group
+
+	checks  checks
+	absence absence
+}
+
+// New returns the Mirror of what is stored in s and believed in x, which fetches through g.
+func New(s *store.Store, x *index.Index, g *fetch.Group) *Mirror {
+	return &Mirror{store: s, index: x, flights: g}
+}
+
+// Open answers a request for the file that t names. It waits for the first byte at most, and where something is
+// stored for patience at most. Errors: ErrDenied, store.ErrIsDir and *upstream.DirectoryError (a directory),
+// fs.ErrNotExist (upstream says so), upstream.ErrUnavailable (nobody could answer). The caller closes the Answer.
+func (m *Mirror) Open(ctx context.Context, t site.Target) (*Answer, error) {
+	return m.answer(ctx, t, m.miss)
+}
+
+// Stat answers as Open does, without a body. A package or image that is not stored is not fetched for it: upstream is
+// asked for its head only.
+func (m *Mirror) Stat(ctx context.Context, t site.Target) (*Answer, error) {
+	if t.Class == site.Pointer {
+		return m.answer(ctx, t, m.miss) // small, and asked for next
+	}
+	return m.answer(ctx, t, m.look)
+}
+
+func (m *Mirror) answer(ctx context.Context, t site.Target, miss missFunc) (*Answer, error) {
+	if t.Action == site.Deny {
+		return nil, fmt.Errorf("%s: %w", t.Path, ErrDenied)
+	}
+	for range maxTurns {
+		a, err := m.open(ctx, t, miss)
+		if !errors.Is(err, fetch.ErrCurrent) {
+			return a, err
+		}
+	}
+	return nil, fmt.Errorf("%s changes faster than it can be opened: %w", t.Path, upstream.ErrUnavailable)
+}
+
+// missFunc answers for a path at which nothing is stored.
+type missFunc func(context.Context, site.Target) (*Answer, error)
+
+// open is one turn of Open. fetch.ErrCurrent says that the tree changed meanwhile: start over.
+func (m *Mirror) open(ctx context.Context, t site.Target, miss missFunc) (*Answer, error) {
+	file, err := m.store.Get(t.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return miss(ctx, t)
+	case err != nil:
+		return nil, err
+	}
+	if immutable(t) {
+		return stored(t, file), nil
+	}
+	c := m.lastCheck(t.Path, file)
+	due := c.due(t.Rule.Refresh)
+	if time.Now().Before(due) {
+		a := stored(t, file)
+		a.hasTTL, a.TTL = true, time.Until(due)
+		return a, nil
+	}
+	a, err := m.revalidate(ctx, t, file, c)
+	if a == nil || a.file != file {
+		file.Close()
+	}
+	return a, err
+}
+
+// revalidate asks upstream whether file is current. With an error it leaves file to the caller.
+func (m *Mirror) revalidate(ctx context.Context, t site.Target, file *store.File, c check) (*Answer, error) {
+	stale := func(why string) (*Answer, error) {
+		a := stored(t, file)
+		a.hasTTL, a.TTL, a.Detail = true, time.Until(c.due(t.Rule.Refresh)), why
+		return a, nil
+	}
+	if time.Now().Before(c.retry) {
+		return stale(c.why)
+	}
+	job := m.job(t)
+	job.Request.LastModified = c.belief.LastModified
+	if c.belief.ETag != "" {
+		job.Request.ETag, job.Request.ETagOrigin = c.belief.ETag, c.belief.Origin
+	}
+	flight, joined := m.flights.Join(job)
+	wait, cancel := context.WithDeadline(ctx, flight.Begun().Add(patience))
+	defer cancel()
+	head, err := flight.Head(wait)
+	if err == nil && !head.NotModified {
+		a := arriving(t, flight, head, joined)
+		a.Fwd = "stale"
+		return a, nil
+	}
+	flight.Close()
+	switch {
+	case err == nil:
+		a := stored(t, file)
+		a.Fwd, a.FwdStatus, a.Collapsed = "stale", 304, joined
+		return a, nil
+	case ctx.Err() != nil:
+		return nil, err
+	case errors.Is(err, fetch.ErrCurrent):
+		return nil, err
+	case errors.Is(err, store.ErrNoSpace):
+		// What is stored may be stale, but new bytes can be had: pass them through.
+		return m.direct(ctx, t, "stale")
+	case errors.Is(err, fs.ErrNotExist):
+		// Upstream dropped it. What is here may be the last copy: it is served, and marked.
+		m.checks.postpone(t.Path, c, t.Rule.Refresh, goneUpstream)
+		return stale(goneUpstream)
+	case errors.Is(err, context.DeadlineExceeded):
+		return stale(staleFile)
+	default:
+		m.checks.postpone(t.Path, c, retryFailed, staleFile)
+		return stale(staleFile)
+	}
+}
+
+// miss fetches what is not stored.
+func (m *Mirror) miss(ctx context.Context, t site.Target) (*Answer, error) {
+	if !m.flights.Underway(t.Path) && m.absence.known(t.Path) {
+		return nil, &AbsentError{Path: t.Path, Remembered: true}
+	}
+	flight, joined := m.flights.Join(m.job(t))
+	head, err := flight.Head(ctx)
+	if err == nil && !head.NotModified {
+		a := arriving(t, flight, head, joined)
+		a.Fwd = whyMissed(t)
+		return a, nil
+	}
+	flight.Close()
+	switch {
+	case err == nil:
+		return nil, fetch.ErrCurrent // it was stored when the flight began
+	case errors.Is(err, store.ErrNoSpace):
+		return m.direct(ctx, t, whyMissed(t))
+	}
+	return nil, m.absent(ctx, t, err)
+}
+
+// look asks upstream for the head of what is not stored, or follows the flight that brings it.
+func (m *Mirror) look(ctx context.Context, t site.Target) (*Answer, error) {
+	if m.flights.Underway(t.Path) || m.absence.known(t.Path) {
+		return m.miss(ctx, t)
+	}
+	job := m.job(t)
+	job.Request.Method = "HEAD"
+	resp, err := upstream.Do(ctx, job.Order, job.Request)
+	if err != nil {
+		return nil, m.absent(ctx, t, err)
+	}
+	return &Answer{Target: t, Size: resp.Size, ModTime: resp.LastModified, Fwd: whyMissed(t)}, nil
+}
+
+// absent makes an AbsentError of err, which ended the request for t, if upstream said now that t does not exist, or
+// could not be asked but said so before: optional files that were absent a while ago are so while the line is down.
+func (m *Mirror) absent(ctx context.Context, t site.Target, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return err
+	case errors.Is(err, fs.ErrNotExist):
+		m.absence.learn(t.Path)
+		return &AbsentError{Path: t.Path, Err: err}
+	case errors.Is(err, upstream.ErrUnavailable) && m.absence.remembered(t.Path):
+		return &AbsentError{Path: t.Path, Remembered: true, Err: err}
+	}
+	return err
+}
+
+// whyMissed is the reason for which a request that found nothing stored went upstream (RFC 9211, fwd).
+func whyMissed(t site.Target) string {
+	if t.Action == site.Pass {
+		return "bypass"
+	}
+	return "uri-miss"
+}
+
+// direct passes the file through without storing it, because there is no room.
+func (m *Mirror) direct(ctx context.Context, t site.Target, fwd string) (*Answer, error) {
+	d, err := m.flights.Direct(ctx, m.job(t))
+	if err != nil {
+		return nil, err
+	}
+	return &Answer{Target: t, Size: d.Head.Size, ModTime: d.Head.ModTime, Fwd: fwd, Detail: "no-room", body: d}, nil
+}
+
+// job says how t is fetched.
+func (m *Mirror) job(t site.Target) fetch.Job {
+	return fetch.Job{
+		Path:    t.Path,
+		Order:   t.Profile.Origins(t.Rel),
+		Request: upstream.Request{Method: "GET", Path: t.Rel, HTML: html(t.Rel)},
+		Keep:    t.Action == site.Store,
+		Current: func() bool { return m.current(t) },
+		Arrived: func(h fetch.Head) { m.arrived(t.Path, h) },
+	}
+}
+
+// current reports whether t is stored and need not be asked for.
+func (m *Mirror) current(t site.Target) bool {
+	file, err := m.store.Get(t.Path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	return immutable(t) || time.Now().Before(m.lastCheck(t.Path, file).due(t.Rule.Refresh))
+}
+
+// arrived notes that upstream has just vouched for what stands at path.
+func (m *Mirror) arrived(path string, h fetch.Head) {
+	file, err := m.store.Get(path)
+	if err != nil {
+		return // removed under us: the next request starts over
+	}
+	defer file.Close()
+	b := index.Belief{
+		Size: file.Size, ModTime: file.ModTime, Origin: h.Origin, ETag: h.ETag, LastModified: h.LastModified,
+		Checked: time.Now(),
+	}
+	if h.NotModified {
+		// A 304 need not repeat the validators, and those of another host are not comparable.
+		old := m.lastCheck(path, file).belief
+		if b.ETag == "" {
+			b.ETag, b.Origin = old.ETag, old.Origin
+		}
+		if b.LastModified.IsZero() {
+			b.LastModified = old.LastModified
+		}
+	}
+	m.absence.forget(path)
+	m.checks.note(path, check{belief: b})
+	m.index.Put(path, b)
+}
