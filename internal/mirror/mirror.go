@@ -165,7 +165,11 @@ func (m *Mirror) miss(ctx context.Context, t site.Target) (*Answer, error) {
 	if !m.flights.Underway(t.Path) && m.absence.known(t.Path) {
 		return nil, &AbsentError{Path: t.Path, Remembered: true}
 	}
-	flight, joined := m.flights.Join(m.job(t))
+	job := m.job(t)
+	if len(job.Order.Upstreams) == 0 && len(job.Order.Fallbacks) == 0 {
+		return nil, fmt.Errorf("%s: %w: no upstream of the profile %s is for it", t.Path, site.ErrNoRoute, t.Profile.Name)
+	}
+	flight, joined := m.flights.Join(job)
 	head, err := flight.Head(ctx)
 	if err == nil && !head.NotModified {
 		a := arriving(t, flight, head, joined)
@@ -184,10 +188,10 @@ func (m *Mirror) miss(ctx context.Context, t site.Target) (*Answer, error) {
 
 // look asks upstream for the head of what is not stored, or follows the flight that brings it.
 func (m *Mirror) look(ctx context.Context, t site.Target) (*Answer, error) {
-	if m.flights.Underway(t.Path) || m.absence.known(t.Path) {
+	job := m.job(t)
+	if m.flights.Underway(t.Path) || m.absence.known(t.Path) || len(job.Order.Upstreams) == 0 {
 		return m.miss(ctx, t)
 	}
-	job := m.job(t)
 	job.Request.Method = "HEAD"
 	resp, err := upstream.Do(ctx, job.Order, job.Request)
 	if err != nil {

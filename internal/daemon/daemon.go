@@ -1,0 +1,258 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/instantmirror/instantmirror/internal/fetch"
+	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/mirror"
+	"github.com/instantmirror/instantmirror/internal/profile"
+	"github.com/instantmirror/instantmirror/internal/server"
+	"github.com/instantmirror/instantmirror/internal/store"
+	"github.com/instantmirror/instantmirror/internal/upstream"
+)
+
+// drain is how long transfers may go on after the daemon was told to stop: librepo gives up at 30 s, so what is cut
+// then is asked of our successor in time.
+const drain = 20 * time.Second
+
+// Daemon is one mirror, open and ready to run.
+type Daemon struct {
+	opts  Options
+	pool  *upstream.Pool
+	log   *slog.Logger
+	level slog.LevelVar
+
+	store   *store.Store
+	index   *index.Index
+	flights *fetch.Group
+	land    context.CancelFunc // ends the flights
+	server  *server.Server
+	cert    atomic.Pointer[tls.Certificate]
+
+	mu    sync.Mutex // held over a reload
+	setup *Setup
+}
+
+// New opens root, state and listeners as setup says. Log lines go to out. Close it, or Run it.
+func New(o Options, setup *Setup, pool *upstream.Pool, out io.Writer) (*Daemon, error) {
+	d := &Daemon{opts: o, pool: pool, setup: setup}
+	cfg := setup.Config
+	d.setLevel(cfg)
+	if cfg.Log.Format == "json" {
+		d.log = slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: &d.level}))
+	} else {
+		d.log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: &d.level}))
+	}
+	var err error
+	if d.store, err = store.Open(cfg.Root, int64(cfg.Reserve)); err != nil {
+		return nil, err
+	}
+	var note string
+	if d.index, note, err = index.Open(cfg.State); err != nil {
+		d.store.Close()
+		return nil, err
+	}
+	if note != "" {
+		d.log.Warn("index", "note", note)
+	}
+	// Flights end after the clients do, not with the signal.
+	ctx, cancel := context.WithCancel(context.Background())
+	d.land = cancel
+	d.flights = fetch.New(ctx, d.store, d.landed)
+	d.cert.Store(setup.cert)
+	d.server = server.New(mirror.New(d.store, d.index, d.flights), d.store, d.log, view(setup))
+	return d, nil
+}
+
+// Close ends the flights, then closes index and root.
+func (d *Daemon) Close() error {
+	d.land()
+	d.flights.Wait()
+	d.pool.CloseIdleConnections()
+	return errors.Join(d.index.Close(), d.store.Close())
+}
+
+// Setup is what is in force now.
+func (d *Daemon) Setup() *Setup {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.setup
+}
+
+// Listen returns the sockets that systemd passed, or else opens the configured addresses.
+func (d *Daemon) Listen() ([]net.Listener, error) {
+	passed, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("taking the sockets passed by systemd: %w", err)
+	}
+	if passed = slices.DeleteFunc(passed, func(l net.Listener) bool { return l == nil }); len(passed) > 0 {
+		return passed, nil
+	}
+	var ls []net.Listener
+	for _, addr := range d.setup.Config.Listen {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			for _, l := range ls {
+				l.Close()
+			}
+			return nil, fmt.Errorf("listening: %w: is another server running there? --listen names another address", err)
+		}
+		ls = append(ls, l)
+	}
+	return ls, nil
+}
+
+// Run serves on ls until ctx ends, then stops in order: no new connections, at most drain for the transfers under
+// way, the flights, the index, the root. It calls ready once it serves, and reloads for each value of reload. The Daemon
+// is closed when it returns.
+func (d *Daemon) Run(ctx context.Context, ls []net.Listener, reload <-chan os.Signal, ready func(context.Context)) error {
+	srv := &http.Server{
+		Handler:           d.server,
+		ReadHeaderTimeout: server.HeaderTimeout,
+		IdleTimeout:       server.IdleTimeout,
+		MaxHeaderBytes:    server.MaxHeaderBytes,
+		ErrorLog:          log.New(noise{d.log}, "", 0),
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS12,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				return d.cert.Load(), nil
+			},
+		},
+	}
+	var work errgroup.Group
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	for _, l := range ls {
+		d.log.Info("serving", "addr", l.Addr().String(), "root", d.store.Dir(), "version", d.opts.Version)
+		work.Go(func() error {
+			err := d.serve(srv, l)
+			if !errors.Is(err, http.ErrServerClosed) {
+				err = fmt.Errorf("serving on %s: %w", l.Addr(), err)
+				fail(err)
+				return err
+			}
+			return nil
+		})
+	}
+	work.Go(func() error {
+		ready(ctx)
+		return nil
+	})
+	work.Go(func() error {
+		d.index.Run(ctx, func(err error) { d.log.Error("index", "err", err) })
+		return nil
+	})
+	work.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-reload:
+				d.Reload()
+			}
+		}
+	})
+	<-ctx.Done()
+	d.log.Info("stopping", "drain", drain)
+	limit, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	if err := srv.Shutdown(limit); err != nil {
+		d.log.Warn("transfers were cut", "after", drain)
+		srv.Close()
+	}
+	err := work.Wait()
+	err = errors.Join(err, d.Close())
+	d.log.Info("stopped")
+	return err
+}
+
+func (d *Daemon) serve(srv *http.Server, l net.Listener) error {
+	if d.cert.Load() != nil {
+		return srv.ServeTLS(l, "", "")
+	}
+	return srv.Serve(l)
+}
+
+// Reload reads the configuration anew and puts all of it in force, or nothing if anything is wrong with it. Root,
+// state, addresses, and whether there is TLS stay until a restart.
+func (d *Daemon) Reload() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	setup, err := Configure(d.opts, d.pool)
+	if err != nil {
+		d.log.Error("reload refused: all stays as it was", "err", err)
+		return err
+	}
+	was, now := d.setup.Config, setup.Config
+	if was.Root != now.Root || was.State != now.State || !slices.Equal(was.Listen, now.Listen) ||
+		(was.TLS == nil) != (now.TLS == nil) || was.Log.Format != now.Log.Format {
+		d.log.Warn("a restart is needed for the new root, state, listen, tls or log.format; all else is in force")
+	}
+	if d.cert.Load() != nil && setup.cert != nil {
+		d.cert.Store(setup.cert)
+	}
+	d.setLevel(now)
+	d.store.SetReserve(int64(now.Reserve))
+	d.server.Swap(view(setup))
+	d.setup = setup
+	d.log.Info("reloaded", "profiles", len(setup.Table.Profiles()))
+	return nil
+}
+
+func view(s *Setup) *server.View {
+	return &server.View{Table: s.Table, Allow: s.Config.Allow, AccessLog: s.Config.Log.Access}
+}
+
+func (d *Daemon) setLevel(cfg *profile.Config) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(cfg.Log.Level)); err == nil { // profile lets only slog's names pass
+		d.level.Set(l)
+	}
+}
+
+// landed logs the end of a flight.
+func (d *Daemon) landed(r fetch.Result) {
+	attrs := []any{"path", r.Path, "origin", r.Origin, "status", r.Status, "bytes", r.Bytes, "ms", r.Time.Milliseconds()}
+	switch {
+	case errors.Is(r.Err, fetch.ErrCurrent), errors.Is(r.Err, fs.ErrNotExist):
+		d.log.Debug("fetch", append(attrs, "err", r.Err)...)
+	case errors.Is(r.Err, store.ErrNoSpace):
+		d.log.Warn("no room: passing through unstored", append(attrs, "err", r.Err)...)
+	case r.Err != nil:
+		d.log.Warn("fetch failed", append(attrs, "err", r.Err)...)
+	default:
+		d.log.Info("fetched", append(attrs, "stored", r.Kept)...)
+	}
+}
+
+// noise lets net/http's complaints about single connections through at level debug, for clients come and go, but for
+// a handler's panic, which is our bug.
+type noise struct{ log *slog.Logger }
+
+func (n noise) Write(p []byte) (int, error) {
+	level := slog.LevelDebug
+	if bytes.Contains(p, []byte("panic serving")) {
+		level = slog.LevelError
+	}
+	n.log.Log(context.Background(), level, "http", "note", string(p))
+	return len(p), nil
+}
