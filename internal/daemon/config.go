@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 
 	"github.com/instantmirror/instantmirror/internal/profile"
@@ -40,15 +39,12 @@ type Setup struct {
 // file is to be mended. Origins come from pool, so that their health outlives a reload.
 func Configure(o Options, pool *upstream.Pool) (*Setup, error) {
 	cfg, err := loadConfig(o)
-	if err != nil {
+	if cfg == nil {
 		return nil, err
 	}
-	ps, err := profile.Load(cfg.Profiles, vendor, o.Profiles)
-	if err != nil {
-		return nil, err
-	}
-	table, err := site.Build(ps, pool)
-	if err != nil {
+	ps, err2 := profile.Load(cfg.Profiles, profiles.FS, o.Profiles)
+	table, err3 := site.Build(ps, pool)
+	if err := profile.Join(err, err2, err3); err != nil {
 		return nil, err
 	}
 	if len(table.Profiles()) == 0 {
@@ -66,11 +62,9 @@ func Configure(o Options, pool *upstream.Pool) (*Setup, error) {
 	return s, nil
 }
 
-// vendor holds the profiles that the binary was built with.
-var vendor fs.FS = profiles.FS
-
 // loadConfig reads the configuration file and puts the options over it. With --profile alone the machine's own
-// configuration is left aside: then the command line says all.
+// configuration is left aside: then the command line says all. A Config that is returned with an error has what was
+// right.
 func loadConfig(o Options) (*profile.Config, error) {
 	alone := len(o.Profiles) > 0 && o.Config == ""
 	file := cmp.Or(o.Config, DefaultConfig)
@@ -78,9 +72,6 @@ func loadConfig(o Options) (*profile.Config, error) {
 		file = ""
 	}
 	cfg, err := profile.LoadConfig(file, o.Config == "")
-	if err != nil {
-		return nil, err
-	}
 	if len(o.Listen) > 0 {
 		cfg.Listen = o.Listen
 	}
@@ -89,13 +80,17 @@ func loadConfig(o Options) (*profile.Config, error) {
 		cfg.State = filepath.Join(cfg.Root, store.Private, "state")
 	}
 	cfg.State = cmp.Or(o.State, cfg.State)
-	root, err1 := filepath.Abs(cfg.Root)
-	state, err2 := filepath.Abs(cfg.State)
-	if err := errors.Join(err1, err2); err != nil {
-		return nil, err
+	for _, dir := range []*string{&cfg.Root, &cfg.State} {
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return nil, err
+		}
+		*dir = abs
 	}
-	cfg.Root, cfg.State = root, state
-	return cfg, nil
+	if err == nil {
+		err = cfg.Check() // what the flags made of it
+	}
+	return cfg, err
 }
 
 func names(ps []*profile.Profile) string {
