@@ -4,7 +4,6 @@ package daemon
 import (
 	"cmp"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"path/filepath"
 
