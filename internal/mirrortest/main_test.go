@@ -1,0 +1,5 @@
+package mirrortest
+
+import "testing"
+
+func TestMain(m *testing.M) { Main(m) }
