@@ -94,8 +94,8 @@ func (e *configError) Unwrap() error { return e.err }
 type versionCmd struct{}
 
 func (versionCmd) Run(o output) error {
-	fmt.Fprintln(o.out, "instantmirror", programVersion())
-	return nil
+	_, err := fmt.Fprintln(o.out, "instantmirror", programVersion())
+	return err
 }
 
 // programVersion is the release, or where the binary was built from.

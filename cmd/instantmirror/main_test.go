@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -45,20 +46,17 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 func once(t *testing.T, args ...string) (out string, status int) {
 	t.Helper()
 	b, err := program(t, args...).CombinedOutput()
-	if _, ok := err.(*exec.ExitError); err != nil && !ok {
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
 	if bytes.Contains(b, []byte("DATA RACE")) {
 		t.Errorf("%s", b)
 	}
-	return string(b), exitStatus(err)
-}
-
-func exitStatus(err error) int {
-	if e, ok := err.(*exec.ExitError); ok {
-		return e.ExitCode()
+	if exit != nil {
+		status = exit.ExitCode()
 	}
-	return 0
+	return string(b), status
 }
 
 // daemonProcess is a running `instantmirror serve`.

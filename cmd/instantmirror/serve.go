@@ -50,8 +50,7 @@ func (c *serveCmd) Run(o output) error {
 	}
 	ls, err := d.Listen()
 	if err != nil {
-		d.Close()
-		return err
+		return errors.Join(err, d.Close())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()

@@ -68,8 +68,7 @@ func New(o Options, setup *Setup, pool *upstream.Pool, out io.Writer) (*Daemon, 
 	}
 	var note string
 	if d.index, note, err = index.Open(cfg.State); err != nil {
-		d.store.Close()
-		return nil, err
+		return nil, errors.Join(err, d.store.Close())
 	}
 	if note != "" {
 		d.log.Warn("index", "note", note)
@@ -112,7 +111,7 @@ func (d *Daemon) Listen() ([]net.Listener, error) {
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			for _, l := range ls {
-				l.Close()
+				_ = l.Close()
 			}
 			return nil, fmt.Errorf("listening: %w: is another server running there? --listen names another address", err)
 		}
@@ -167,7 +166,7 @@ func (d *Daemon) Run(ctx context.Context, ls []net.Listener, reload <-chan os.Si
 			case <-ctx.Done():
 				return nil
 			case <-reload:
-				d.Reload()
+				_ = d.Reload() // it has said so in the log
 			}
 		}
 	})
@@ -177,7 +176,7 @@ func (d *Daemon) Run(ctx context.Context, ls []net.Listener, reload <-chan os.Si
 	defer cancel()
 	if err := srv.Shutdown(limit); err != nil {
 		d.log.Warn("transfers were cut", "after", drain)
-		srv.Close()
+		_ = srv.Close()
 	}
 	err := work.Wait()
 	err = errors.Join(err, d.Close())

@@ -172,7 +172,7 @@ func (f *flight) fly(res *Result) (err error) {
 		return begin(err)
 	}
 	f.spool = spool.New(f.pending)
-	begin(nil)
+	_ = begin(nil)
 	res.Bytes, err = io.CopyBuffer(f.spool, struct{ io.Reader }{resp.Body}, make([]byte, bufferSize))
 	if err == nil && resp.Size >= 0 && res.Bytes != resp.Size {
 		err = fmt.Errorf("%s sent %d of %d bytes of %s: %w", resp.Origin, res.Bytes, resp.Size, f.job.Path, io.ErrUnexpectedEOF)

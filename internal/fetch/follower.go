@@ -63,16 +63,14 @@ func (fo *Follower) CopyTo(ctx context.Context, w io.Writer, off, n int64) (int6
 }
 
 // Close leaves. The flight goes on.
-func (fo *Follower) Close() error {
-	var err error
+func (fo *Follower) Close() {
 	if fo.rest != nil {
-		err = fo.rest.Close()
+		fo.rest.Close()
 	}
 	if fo.file != nil {
-		err = errors.Join(err, fo.file.Close())
+		fo.file.Close()
 	}
 	fo.f.group.leave(fo.f)
-	return err
 }
 
 // Direct passes a body from upstream to one client without storing it. It is for one goroutine.
@@ -147,11 +145,9 @@ func (d *Direct) reopen(ctx context.Context, off int64) error {
 }
 
 // Close ends the request.
-func (d *Direct) Close() error {
-	if d.resp == nil {
-		return nil
+func (d *Direct) Close() {
+	if d.resp != nil {
+		d.resp.Body.Close()
+		d.resp = nil
 	}
-	err := d.resp.Body.Close()
-	d.resp = nil
-	return err
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
 var belief = Belief{
@@ -71,7 +72,7 @@ func TestFailingFlush(t *testing.T) {
 		reports := 0
 		go x.Run(t.Context(), func(err error) {
 			reports++
-			if !errors.Is(err, bbolt.ErrDatabaseNotOpen) {
+			if !errors.Is(err, bbolterrors.ErrDatabaseNotOpen) {
 				t.Error(err)
 			}
 		})

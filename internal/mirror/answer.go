@@ -2,9 +2,11 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"path"
 	"strings"
 	"time"
@@ -36,7 +38,7 @@ type Answer struct {
 // follower reads what is not in the tree yet: a flight's body, or one passed through.
 type follower interface {
 	CopyTo(ctx context.Context, w io.Writer, off, n int64) (int64, error)
-	Close() error
+	Close()
 }
 
 // stored answers with a file of the tree, which it then owns.
@@ -71,7 +73,7 @@ func (a *Answer) CacheStatus() string {
 		b.WriteString("; collapsed")
 	}
 	if a.hasTTL {
-		fmt.Fprintf(&b, "; ttl=%d", int64(a.TTL/time.Second))
+		fmt.Fprintf(&b, "; ttl=%.0f", math.Floor(a.TTL.Seconds()))
 	}
 	if a.Detail != "" {
 		b.WriteString("; detail=" + a.Detail)
@@ -106,21 +108,20 @@ func (a *Answer) CopyTo(ctx context.Context, w io.Writer, off, n int64) (int64, 
 		return 0, fmt.Errorf("reading %s: %w", a.Target.Path, err)
 	}
 	m, err := io.CopyN(w, a.file.File, min(n, a.Size-off))
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("reading %s: it was cut while it was served: %w", a.Target.Path, io.ErrUnexpectedEOF)
 	}
 	return m, err
 }
 
 // Close gives back what the answer holds.
-func (a *Answer) Close() error {
+func (a *Answer) Close() {
 	switch {
 	case a.file != nil:
-		return a.file.Close()
-	case a.body != nil:
-		return a.body.Close()
+		a.file.Close()
+	case a.body != nil: // nil of Stat
+		a.body.Close()
 	}
-	return nil // of Stat
 }
 
 // AbsentError says that upstream does not have the path. It is fs.ErrNotExist.

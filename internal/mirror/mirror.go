@@ -113,13 +113,13 @@ func (m *Mirror) open(ctx context.Context, t site.Target, miss missFunc) (*Answe
 
 // revalidate asks upstream whether file is current. With an error it leaves file to the caller.
 func (m *Mirror) revalidate(ctx context.Context, t site.Target, file *store.File, c check) (*Answer, error) {
-	stale := func(why string) (*Answer, error) {
+	stale := func(why string) *Answer {
 		a := stored(t, file)
 		a.hasTTL, a.TTL, a.Detail = true, time.Until(c.due(t.Rule.Refresh)), why
-		return a, nil
+		return a
 	}
 	if time.Now().Before(c.retry) {
-		return stale(c.why)
+		return stale(c.why), nil
 	}
 	job := m.job(t)
 	job.Request.LastModified = c.belief.LastModified
@@ -151,12 +151,12 @@ func (m *Mirror) revalidate(ctx context.Context, t site.Target, file *store.File
 	case errors.Is(err, fs.ErrNotExist):
 		// Upstream dropped it. What is here may be the last copy: it is served, and marked.
 		m.checks.postpone(t.Path, c, t.Rule.Refresh, goneUpstream)
-		return stale(goneUpstream)
+		return stale(goneUpstream), nil
 	case errors.Is(err, context.DeadlineExceeded):
-		return stale(staleFile)
+		return stale(staleFile), nil
 	default:
 		m.checks.postpone(t.Path, c, retryFailed, staleFile)
-		return stale(staleFile)
+		return stale(staleFile), nil
 	}
 }
 

@@ -185,8 +185,8 @@ func TestPointerThroughItsLife(t *testing.T) {
 	// Upstream is gone: stale, and it is not asked again at once.
 	w.up.Stop()
 	w.age(pointer, 2*time.Hour)
-	w.want(pointer, "three", hit+"; ttl=-3600; detail=stale", 0)
-	w.want(pointer, "three", hit+"; ttl=-3600; detail=stale", 0)
+	w.want(pointer, "three", hit+"; ttl=-3601; detail=stale", 0)
+	w.want(pointer, "three", hit+"; ttl=-3601; detail=stale", 0)
 	if err := w.up.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -195,13 +195,13 @@ func TestPointerThroughItsLife(t *testing.T) {
 	w.up.Fault("**", mirrortest.Fault{Status: 503}.Once())
 	w.route()
 	w.age(pointer, 0)
-	w.want(pointer, "three", hit+"; ttl=-3600; detail=stale", 1)
+	w.want(pointer, "three", hit+"; ttl=-3601; detail=stale", 1)
 
 	// It has the file no more: ours may be the last copy.
 	w.up.Remove("up/43/repodata/repomd.xml")
 	w.age(pointer, time.Hour)
-	w.want(pointer, "three", hit+"; ttl=-7200; detail=gone-upstream", 1)
-	w.want(pointer, "three", hit+"; ttl=-7200; detail=gone-upstream", 0)
+	w.want(pointer, "three", hit+"; ttl=-7201; detail=gone-upstream", 1)
+	w.want(pointer, "three", hit+"; ttl=-7201; detail=gone-upstream", 0)
 }
 
 // TestOneCheckForAll: however many wait for a check, upstream is asked once.

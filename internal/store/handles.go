@@ -32,7 +32,7 @@ type File struct {
 }
 
 // Close gives the handle back: it is kept open for the next request of that path.
-func (f *File) Close() error { return f.owner.put(f) }
+func (f *File) Close() { f.owner.put(f) }
 
 // handles keeps recently used files open, so that a hit costs one fstat instead of one openat per path element.
 type handles struct {
@@ -61,7 +61,7 @@ func (h *handles) get(name string) (*File, error) {
 	}
 	return &File{
 		File: f, Size: info.Size(), ModTime: info.ModTime(), name: name,
-		links: uint64(info.Sys().(*syscall.Stat_t).Nlink), opened: time.Now(), owner: h,
+		links: info.Sys().(*syscall.Stat_t).Nlink, opened: time.Now(), owner: h,
 	}, nil
 }
 
@@ -71,7 +71,7 @@ func (f *File) stands() bool {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && uint64(info.Sys().(*syscall.Stat_t).Nlink) == f.links &&
+	return err == nil && info.Sys().(*syscall.Stat_t).Nlink == f.links &&
 		info.Size() == f.Size && info.ModTime().Equal(f.ModTime)
 }
 
@@ -104,14 +104,12 @@ func (h *handles) drop(f *File) {
 	}
 }
 
-func (h *handles) put(f *File) error {
-	if time.Since(f.opened) > recheck {
-		return f.File.Close()
-	}
+func (h *handles) put(f *File) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed {
-		return f.File.Close()
+	if h.closed || time.Since(f.opened) > recheck {
+		f.File.Close()
+		return
 	}
 	if h.idle == nil {
 		h.idle = make(map[string][]*File)
@@ -121,9 +119,8 @@ func (h *handles) put(f *File) error {
 	if h.lru.Len() > maxIdle {
 		oldest := h.lru.Back().Value.(*File)
 		h.drop(oldest)
-		return oldest.File.Close()
+		oldest.File.Close()
 	}
-	return nil
 }
 
 // forget closes what is kept open of name, because name will stand for another file.

@@ -113,7 +113,7 @@ func (p *Pending) Close() {
 	defer p.mu.Unlock()
 	if p.name != p.path {
 		// Should this fail, the next start sweeps it.
-		p.store.root.Remove(p.name)
+		_ = p.store.root.Remove(p.name)
 	}
 	p.file.Close()
 }

@@ -71,8 +71,7 @@ func Open(dir string, reserve int64) (*Store, error) {
 	s.free = s.statfs
 	s.handles.open = s.openFile
 	if err := s.prepare(); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("root %s: %w", abs, err)
+		return nil, errors.Join(fmt.Errorf("root %s: %w", abs, err), s.Close())
 	}
 	return s, nil
 }

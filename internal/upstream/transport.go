@@ -100,7 +100,7 @@ func describe(ctx context.Context, err error) error {
 func drain(resp *http.Response) {
 	if resp.ContentLength <= drainBytes && framed(resp) {
 		t := time.AfterFunc(drainTime, func() { resp.Body.Close() })
-		io.CopyN(io.Discard, resp.Body, drainBytes)
+		_, _ = io.CopyN(io.Discard, resp.Body, drainBytes)
 		t.Stop()
 	}
 	resp.Body.Close()

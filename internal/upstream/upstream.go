@@ -101,7 +101,7 @@ func (p *Pool) Origin(c Config) (*Origin, error) {
 		return nil, err
 	}
 	o := &Origin{pool: p, name: base.String(), base: base, origin: originOf(base), header: make(http.Header)}
-	fail := func(err error) (*Origin, error) { return nil, fmt.Errorf("upstream %s: %w", o.name, err) }
+	fail := func(err error) error { return fmt.Errorf("upstream %s: %w", o.name, err) }
 
 	var secret struct{ CA, Cert, Key, Password []byte }
 	for _, f := range []struct {
@@ -115,16 +115,16 @@ func (p *Pool) Origin(c Config) (*Origin, error) {
 			continue
 		}
 		if *f.to, err = os.ReadFile(f.path); err != nil {
-			return fail(fmt.Errorf("%s: %w: name a file that the daemon's user may read", f.key, err))
+			return nil, fail(fmt.Errorf("%s: %w: name a file that the daemon's user may read", f.key, err))
 		}
 	}
 	switch {
 	case c.ClientKey != "" && c.ClientCert == "":
-		return fail(errors.New("client_key is set without client_cert: set both or none"))
+		return nil, fail(errors.New("client_key is set without client_cert: set both or none"))
 	case (c.Username == "") != (c.PasswordFile == ""):
-		return fail(errors.New("one of username and password_file is set without the other: set both or none"))
+		return nil, fail(errors.New("one of username and password_file is set without the other: set both or none"))
 	case c.Connections < 0 || c.Connections > maxConnections || c.Rate < 0:
-		return fail(fmt.Errorf("connections %d, rate %d: neither may be below 0, nor connections above %d", c.Connections, c.Rate, maxConnections))
+		return nil, fail(fmt.Errorf("connections %d, rate %d: neither may be below 0, nor connections above %d", c.Connections, c.Rate, maxConnections))
 	case c.Connections == 0:
 		c.Connections = defaultConnections
 	}
@@ -135,7 +135,7 @@ func (p *Pool) Origin(c Config) (*Origin, error) {
 		// RFC 7617 2: no colon in the name, no control characters anywhere.
 		word := strings.TrimSuffix(strings.TrimSuffix(string(secret.Password), "\n"), "\r")
 		if word == "" || strings.Contains(c.Username, ":") || strings.ContainsFunc(c.Username+word, unicode.IsControl) {
-			return fail(fmt.Errorf("password_file %s: write the password, and nothing else, on its one line (and no colon in username)", c.PasswordFile))
+			return nil, fail(fmt.Errorf("password_file %s: write the password, and nothing else, on its one line (and no colon in username)", c.PasswordFile))
 		}
 		o.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(c.Username+":"+word)))
 	}
@@ -153,10 +153,10 @@ func (p *Pool) Origin(c Config) (*Origin, error) {
 		return have, nil
 	}
 	if o.own, err = p.transport(c, secret.CA, secret.Cert, secret.Key, false); err != nil {
-		return fail(err)
+		return nil, fail(err)
 	}
 	if o.other, err = p.transport(c, secret.CA, nil, nil, true); err != nil {
-		return fail(err)
+		return nil, fail(err)
 	}
 	o.slots = make(chan struct{}, c.Connections)
 	if c.Rate > 0 {
