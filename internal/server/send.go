@@ -138,7 +138,7 @@ func length(ctx context.Context, a *mirror.Answer) (int64, error) {
 	for off := int64(0); ; {
 		n, err := a.CopyTo(ctx, io.Discard, off, sendStep)
 		off += n
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return off, nil
 		}
 		if err != nil {
@@ -184,7 +184,7 @@ func (s *Server) sendBytes(w *recorder, r *http.Request, a *mirror.Answer, part 
 		}
 		n, err := a.CopyTo(r.Context(), w, off, step)
 		off += n
-		if err == io.EOF && part.n < 0 {
+		if errors.Is(err, io.EOF) && part.n < 0 {
 			return
 		}
 		if err != nil {

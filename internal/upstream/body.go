@@ -79,7 +79,7 @@ func (b *body) end(err error) error {
 	defer b.release()
 	defer b.cancel(nil)
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		b.origin.health.body(nil)
 		return io.EOF
 	case errors.Is(cause, ErrStalled):
