@@ -5,7 +5,9 @@ import (
 	"cmp"
 	"crypto/tls"
 	"fmt"
+	"net"
 	"path/filepath"
+	"strings"
 
 	"github.com/instantmirror/instantmirror/internal/profile"
 	"github.com/instantmirror/instantmirror/internal/site"
@@ -43,22 +45,31 @@ func Configure(o Options, pool *upstream.Pool) (*Setup, error) {
 	}
 	ps, err2 := profile.Load(cfg.Profiles, profiles.FS, o.Profiles)
 	table, err3 := site.Build(ps, pool)
-	if err := profile.Join(err, err2, err3); err != nil {
+	s := &Setup{Config: cfg, Table: table}
+	if err := profile.Join(err, err2, err3, s.loadCertificate()); err != nil {
 		return nil, err
 	}
 	if len(table.Profiles()) == 0 {
-		return nil, fmt.Errorf("no profile is enabled: write `enabled: true` into a file of %s, or name one with --profile (there are %s)",
-			cfg.Profiles[len(cfg.Profiles)-1], names(ps))
-	}
-	s := &Setup{Config: cfg, Table: table}
-	if cfg.TLS != nil {
-		cert, err := tls.LoadX509KeyPair(cfg.TLS.Cert, cfg.TLS.Key)
-		if err != nil {
-			return nil, fmt.Errorf("tls: loading %s and %s: %w", cfg.TLS.Cert, cfg.TLS.Key, err)
-		}
-		s.cert = &cert
+		return nil, fmt.Errorf("no profile is enabled: write a file %s/NAME.yaml with the lines `profile: NAME` and `enabled: true`, or give --profile NAME (there are %s)",
+			strings.TrimSuffix(cfg.Profiles[len(cfg.Profiles)-1], "/"), names(ps))
 	}
 	return s, nil
+}
+
+// loadCertificate reads the daemon's own certificate, if it is to have one.
+func (s *Setup) loadCertificate() error {
+	t := s.Config.TLS
+	if t == nil || t.Cert == "" || t.Key == "" {
+		return nil
+	}
+	cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+	if err != nil {
+		var errs profile.Errors
+		errs.Add(t.At("cert"), fmt.Sprintf("tls: %s and %s can't be used: %v", t.Cert, t.Key, err), "name PEM files of a certificate and its key that the daemon's user may read")
+		return errs.Err()
+	}
+	s.cert = &cert
+	return nil
 }
 
 // loadConfig reads the configuration file and puts the options over it. With --profile alone the machine's own
@@ -71,7 +82,10 @@ func loadConfig(o Options) (*profile.Config, error) {
 		file = ""
 	}
 	cfg, err := profile.LoadConfig(file, o.Config == "")
-	if len(o.Listen) > 0 {
+	for _, addr := range o.Listen {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return nil, fmt.Errorf("--listen %s: write it as :8080 or 127.0.0.1:8080", addr)
+		}
 		cfg.Listen = o.Listen
 	}
 	cfg.Root = cmp.Or(o.Root, cfg.Root)

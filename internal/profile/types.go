@@ -112,7 +112,7 @@ type Config struct {
 	Profiles []string       `yaml:"profiles" is:"file" single:"true" def:"[/usr/share/instantmirror/profiles, /etc/instantmirror/profiles.d]" doc:"Directories of profiles; what stands in a later one wins."`
 	Reserve  Size           `yaml:"reserve" def:"1GiB" doc:"Space that is always left free on the mirror's file system."`
 	TLS      *TLS           `yaml:"tls" doc:"Serve https in place of http."`
-	Allow    []netip.Prefix `yaml:"allow" single:"true" doc:"Networks or addresses of the clients that are served. Default: all."`
+	Allow    []netip.Prefix `yaml:"allow" single:"true" min:"1" doc:"Networks or addresses of the clients that are served. Default: all."`
 	Log      Log            `yaml:"log" doc:"What is logged, and how."`
 }
 

@@ -10,9 +10,8 @@ import (
 )
 
 // ClientRepo returns the client's .repo file for p: a section for each layout entry with a repo block (of two with one
-// id, the operator's). base is the URL of this mirror without a slash at its end, as clients reach it. It is empty if p
-// has no such entry.
-func ClientRepo(p *Profile, base string) []byte {
+// id, the operator's). url is where clients reach p here, without a slash at its end. It is empty if p has no such entry.
+func ClientRepo(p *Profile, url string) []byte {
 	var b bytes.Buffer
 	seen := map[string]bool{}
 	for _, t := range p.Trees {
@@ -20,7 +19,7 @@ func ClientRepo(p *Profile, base string) []byte {
 			continue
 		}
 		if seen[t.Repo.ID] = true; b.Len() == 0 {
-			fmt.Fprintf(&b, "# %s, through the mirror %s/-/\n", p.Title, base)
+			fmt.Fprintf(&b, "# %s, from the mirror at %s/\n", p.Title, url)
 		}
 		tree, enabled := "", 0
 		if t.Template != "." {
@@ -29,7 +28,7 @@ func ClientRepo(p *Profile, base string) []byte {
 		if t.Repo.Enabled {
 			enabled = 1
 		}
-		fmt.Fprintf(&b, "\n[%s]\nname=%s\nbaseurl=%s%s/%s\nenabled=%d\n", t.Repo.ID, variables(t.Repo.Name), base, p.Path, tree, enabled)
+		fmt.Fprintf(&b, "\n[%s]\nname=%s\nbaseurl=%s/%s\nenabled=%d\n", t.Repo.ID, variables(t.Repo.Name), url, tree, enabled)
 		if keys := strings.Fields(variables(t.Repo.GPGKey)); len(keys) > 0 {
 			fmt.Fprintf(&b, "gpgcheck=1\ngpgkey=%s\n", strings.Join(keys, " "))
 		} else {

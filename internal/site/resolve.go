@@ -62,7 +62,7 @@ func (t *Table) Resolve(host, path string) (Target, error) {
 		return Target{}, fmt.Errorf("%w: .instantmirror is not part of the mirror", ErrBadPath)
 	}
 	var r Target
-	if r.Profile = t.hosts[hostName(host)]; r.Profile != nil {
+	if r.Profile = t.Host(host); r.Profile != nil {
 		r.Rel, r.Path = name, join(r.Profile.dir, name)
 		if len(r.Path) > maxPath {
 			return Target{}, fmt.Errorf("%w: longer than %d bytes", ErrBadPath, maxPath)
@@ -123,6 +123,9 @@ func clean(path string) (name string, dir bool, err error) {
 	}
 	return strings.Trim(path, "/"), dir, nil
 }
+
+// Host returns the profile that is served at / for the host that a client named, or nil.
+func (t *Table) Host(host string) *Profile { return t.hosts[hostName(host)] }
 
 // hostName returns a request's host without its port, in lower case.
 func hostName(host string) string {

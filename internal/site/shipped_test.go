@@ -85,7 +85,7 @@ func differ(t testing.TB, p *profile.Profile, all []sample, pool *upstream.Pool,
 	}
 	var bad []string
 	golden := "testdata/shipped/" + p.Name + ".repo"
-	repo := ClientRepo(table.Profiles()[0], "http://mirror.example.org")
+	repo := ClientRepo(table.Profiles()[0], "http://mirror.example.org"+table.Profiles()[0].Path)
 	if *update && reached != nil {
 		if err := os.WriteFile(golden, repo, 0o600); err != nil {
 			t.Fatal(err)
@@ -169,7 +169,7 @@ func TestShippedTogether(t *testing.T) {
 	}
 	ids := map[string]string{}
 	for _, p := range table.Profiles() {
-		repo := ClientRepo(p, "http://m.example")
+		repo := ClientRepo(p, "http://m.example"+p.Path)
 		if len(repo) == 0 {
 			t.Errorf("%s has no repositories", p.Name)
 		}

@@ -302,7 +302,7 @@ upstreams:
 }
 
 func TestClientRepo(t *testing.T) {
-	const want = `# Fedora Linux, through the mirror http://mirror.example:8080/-/
+	const want = `# Fedora Linux, from the mirror at http://mirror.example:8080/pub/fedora/linux/
 
 [fedora]
 name=Fedora $releasever - $basearch
@@ -317,11 +317,11 @@ baseurl=http://mirror.example:8080/pub/fedora/linux/updates/$releasever/Everythi
 enabled=0
 gpgcheck=0
 `
-	if got := string(ClientRepo(build(t, fedora).Profiles()[0], "http://mirror.example:8080")); got != want {
+	if got := string(ClientRepo(build(t, fedora).Profiles()[0], "http://mirror.example:8080/pub/fedora/linux")); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	one := build(t, small("one", "/one")+"layout: [{tree: ., repo: {id: one}}]\n").Profiles()[0]
-	if got := string(ClientRepo(one, "https://m")); !strings.Contains(got, "\nbaseurl=https://m/one/\n") {
+	if got := string(ClientRepo(one, "https://m/one")); !strings.Contains(got, "\nbaseurl=https://m/one/\n") {
 		t.Errorf("a repository at the profile's path: got\n%s", got)
 	}
 	if got := ClientRepo(build(t, small("none", "/none")).Profiles()[0], "https://m"); len(got) != 0 {

@@ -49,8 +49,13 @@ type Error struct {
 	Write string // what to write instead, or to do
 }
 
-// Error returns "file:line: what; write".
-func (e *Error) Error() string { return fmt.Sprintf("%s: %s; %s", e.Pos, e.What, e.Write) }
+// Error returns "file:line: what; write". What a flag says stands in no file.
+func (e *Error) Error() string {
+	if e.Pos == (Pos{}) {
+		return e.What + "; " + e.Write
+	}
+	return fmt.Sprintf("%s: %s; %s", e.Pos, e.What, e.Write)
+}
 
 // Errors is every mistake that was found. As an error it is never empty.
 type Errors []*Error
