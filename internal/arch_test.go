@@ -19,6 +19,7 @@ var floors = map[string]int{
 	"internal/spool":    0,
 	"internal/upstream": 0,
 	"internal/profile":  1,
+	"internal/repodata": 1,
 	"internal/store":    1,
 	"internal/index":    1,
 	"internal/site":     2,
@@ -32,11 +33,13 @@ var floors = map[string]int{
 
 // owners are the rooms that alone may import a library.
 var owners = map[string]string{
-	"gopkg.in/yaml.v3":             "internal/profile",
-	"go.etcd.io/bbolt":             "internal/index",
-	"github.com/alecthomas/kong":   "cmd/instantmirror",
-	"github.com/coreos/go-systemd": "internal/daemon",
-	"golang.org/x/time/rate":       "internal/upstream",
+	"gopkg.in/yaml.v3":              "internal/profile",
+	"go.etcd.io/bbolt":              "internal/index",
+	"github.com/alecthomas/kong":    "cmd/instantmirror",
+	"github.com/coreos/go-systemd":  "internal/daemon",
+	"github.com/klauspost/compress": "internal/repodata",
+	"github.com/ulikunitz/xz":       "internal/repodata",
+	"golang.org/x/time/rate":        "internal/upstream",
 }
 
 // testsOnly are rooms that no program imports.

@@ -51,7 +51,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"check", "--profile", "fedora", "--profile", "centos", "--profile", "rpmfusion"}, 0, []string{"/pub/fedora/linux", "/pub/centos", "/pub/rpmfusion"}},
 		{[]string{"serve", "--config", config, "--root", "/"}, 2, []string{"directory of its own"}},
 		{[]string{"serve", "--config", config, "--root", dir + "/r", "--state", dir + "/r/x"}, 2, []string{"lies in the mirror"}},
-		{[]string{"serve", "--config", config, "--listen", "127.0.0.1:http-no-port"}, 1, []string{"listening"}},
+		{[]string{"serve", "--config", config, "--listen", "8080"}, 2, []string{"--listen 8080", ":8080"}},
+		{[]string{"serve", "--config", config, "--listen", "127.0.0.1:http-no-port"}, 1, []string{"listening", "name an address"}},
 	} {
 		out, status := once(t, test.args...)
 		if status != test.status {
@@ -170,7 +171,18 @@ func TestReload(t *testing.T) {
 		t.Error("something of the refused configuration is in force")
 	}
 
+	// What can't be changed while it runs is refused too, with all else.
 	os.Remove(filepath.Join(dir, "profiles.d/two.yaml"))
+	config := configFile(t, dir, "allow: [192.0.2.1]\n")
+	text, _ := os.ReadFile(config)
+	os.WriteFile(config, bytes.Replace(text, []byte("/root\n"), []byte("/root2\n"), 1), 0o644)
+	d.Process.Signal(syscall.SIGHUP)
+	d.logs("reload refused", 2)
+	if !strings.Contains(d.logged(), "root changed: that needs a restart") || status("/pub/two/a.rpm") != 200 {
+		t.Errorf("a new root:\n%s", d.logged())
+	}
+
+	configFile(t, dir, "allow: [192.0.2.1]\n")
 	d.Process.Signal(syscall.SIGHUP)
 	d.logs("msg=reloaded", 2)
 	if status("/pub/one/a.rpm") != 403 {
@@ -178,9 +190,9 @@ func TestReload(t *testing.T) {
 	}
 	d.mu.Lock()
 	log := d.log.String()
-	d.log.Reset() // the refusal was an error, rightly
+	d.log.Reset() // the refusals were errors, rightly
 	d.mu.Unlock()
-	if strings.Count(log, "level=ERROR") != 1 {
+	if strings.Count(log, "level=ERROR") != 2 {
 		t.Errorf("the log:\n%s", log)
 	}
 }

@@ -74,8 +74,8 @@ func welcome(ctx context.Context, out io.Writer, setup *daemon.Setup, ls []net.L
 	}
 	fmt.Fprintf(&b, "Point a client here (as root there; its own .repo files of the same distribution are then best disabled):\n")
 	for _, p := range setup.Table.Profiles() {
-		if len(site.ClientRepo(p, base)) > 0 {
-			fmt.Fprintf(&b, "  curl -o /etc/yum.repos.d/instantmirror-%s.repo %s/-/repo/%s.repo\n", p.Name, base, p.Name)
+		if len(site.ClientRepo(p, base+p.Path)) > 0 {
+			fmt.Fprintf(&b, "  curl -fo /etc/yum.repos.d/instantmirror-%s.repo %s/-/repo/%s.repo\n", p.Name, base, p.Name)
 		}
 	}
 	fmt.Fprintf(&b, "Look: %s/-/ in a browser, or curl -i %s/-/healthz. Stop with Ctrl-C.\nUpstreams:\n", base, base)

@@ -14,8 +14,10 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -78,7 +80,7 @@ func New(o Options, setup *Setup, pool *upstream.Pool, out io.Writer) (*Daemon, 
 	d.land = cancel
 	d.flights = fetch.New(ctx, d.store, d.landed)
 	d.cert.Store(setup.cert)
-	d.server = server.New(mirror.New(d.store, d.index, d.flights), d.store, d.log, view(setup))
+	d.server = server.New(mirror.New(d.store, d.index, d.flights, d.note), d.store, d.log, view(setup))
 	return d, nil
 }
 
@@ -113,11 +115,22 @@ func (d *Daemon) Listen() ([]net.Listener, error) {
 			for _, l := range ls {
 				_ = l.Close()
 			}
-			return nil, fmt.Errorf("listening: %w: is another server running there? --listen names another address", err)
+			return nil, fmt.Errorf("listening: %w%s", err, adviceOnListening(err))
 		}
 		ls = append(ls, l)
 	}
 	return ls, nil
+}
+
+// adviceOnListening is what to do about an address that can't be listened on.
+func adviceOnListening(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return ": another server has it: stop that one, or name another address (listen, --listen)"
+	case errors.Is(err, syscall.EACCES):
+		return ": ports below 1024 are for root, for CAP_NET_BIND_SERVICE, or for sockets passed by systemd"
+	}
+	return ": name an address of this machine, as :8080 or 127.0.0.1:8080 (listen, --listen)"
 }
 
 // Run serves on ls until ctx ends, then stops in order: no new connections, at most drain for the transfers under
@@ -171,11 +184,11 @@ func (d *Daemon) Run(ctx context.Context, ls []net.Listener, reload <-chan os.Si
 		}
 	})
 	<-ctx.Done()
-	d.log.Info("stopping", "drain", drain)
+	d.log.Info("stopping", "drain", drain.String())
 	limit, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
 	if err := srv.Shutdown(limit); err != nil {
-		d.log.Warn("transfers were cut", "after", drain)
+		d.log.Warn("transfers were cut", "after", drain.String())
 		_ = srv.Close()
 	}
 	err := work.Wait()
@@ -191,8 +204,8 @@ func (d *Daemon) serve(srv *http.Server, l net.Listener) error {
 	return srv.Serve(l)
 }
 
-// Reload reads the configuration anew and puts all of it in force, or nothing if anything is wrong with it. Root,
-// state, addresses, and whether there is TLS stay until a restart.
+// Reload reads the configuration anew and puts all of it in force, or nothing: if anything is wrong with it, or if
+// something changed that can't be changed while the daemon runs.
 func (d *Daemon) Reload() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -201,20 +214,38 @@ func (d *Daemon) Reload() error {
 		d.log.Error("reload refused: all stays as it was", "err", err)
 		return err
 	}
-	was, now := d.setup.Config, setup.Config
-	if was.Root != now.Root || was.State != now.State || !slices.Equal(was.Listen, now.Listen) ||
-		(was.TLS == nil) != (now.TLS == nil) || was.Log.Format != now.Log.Format {
-		d.log.Warn("a restart is needed for the new root, state, listen, tls or log.format; all else is in force")
+	now := setup.Config
+	if keys := needRestart(d.setup.Config, now); len(keys) > 0 {
+		err := fmt.Errorf("%s changed: that needs a restart", strings.Join(keys, ", "))
+		d.log.Error("reload refused: all stays as it was", "err", err)
+		return err
 	}
-	if d.cert.Load() != nil && setup.cert != nil {
-		d.cert.Store(setup.cert)
-	}
+	d.cert.Store(setup.cert)
 	d.setLevel(now)
 	d.store.SetReserve(int64(now.Reserve))
 	d.server.Swap(view(setup))
 	d.setup = setup
 	d.log.Info("reloaded", "profiles", len(setup.Table.Profiles()))
 	return nil
+}
+
+// needRestart names the keys that differ and can't be changed while the daemon runs.
+func needRestart(was, now *profile.Config) (keys []string) {
+	for _, k := range []struct {
+		key     string
+		differs bool
+	}{
+		{"root", was.Root != now.Root},
+		{"state", was.State != now.State},
+		{"listen", !slices.Equal(was.Listen, now.Listen)},
+		{"tls (on or off)", (was.TLS == nil) != (now.TLS == nil)},
+		{"log.format", was.Log.Format != now.Log.Format},
+	} {
+		if k.differs {
+			keys = append(keys, k.key)
+		}
+	}
+	return keys
 }
 
 func view(s *Setup) *server.View {
@@ -230,8 +261,13 @@ func (d *Daemon) setLevel(cfg *profile.Config) {
 
 // landed logs the end of a flight.
 func (d *Daemon) landed(r fetch.Result) {
-	attrs := []any{"path", r.Path, "origin", r.Origin, "status", r.Status, "bytes", r.Bytes, "ms", r.Time.Milliseconds()}
+	attrs := []any{"path", r.Path, "ms", r.Time.Milliseconds()}
+	if r.Origin != "" {
+		attrs = append(attrs, "origin", r.Origin, "status", r.Status, "bytes", r.Bytes, "parts", r.Parts)
+	}
 	switch {
+	case r.Err == nil && r.Status == http.StatusNotModified:
+		d.log.Info("not modified", attrs...)
 	case errors.Is(r.Err, fetch.ErrCurrent), errors.Is(r.Err, fs.ErrNotExist):
 		d.log.Debug("fetch", append(attrs, "err", r.Err)...)
 	case errors.Is(r.Err, store.ErrNoSpace):
@@ -239,9 +275,15 @@ func (d *Daemon) landed(r fetch.Result) {
 	case r.Err != nil:
 		d.log.Warn("fetch failed", append(attrs, "err", r.Err)...)
 	default:
+		if !r.Sum.IsZero() {
+			attrs = append(attrs, "verified", r.Sum.Algorithm().String())
+		}
 		d.log.Info("fetched", append(attrs, "stored", r.Kept)...)
 	}
 }
+
+// note logs what goes wrong behind the clients' backs.
+func (d *Daemon) note(err error) { d.log.Warn("metadata", "err", err) }
 
 // noise lets net/http's complaints about single connections through at level debug, for clients come and go, but for
 // a handler's panic, which is our bug.

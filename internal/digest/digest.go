@@ -12,10 +12,17 @@ import (
 // ErrNoExpectation is what checking the zero Expectation returns: somebody forgot to say what is expected.
 var ErrNoExpectation = errors.New("no expectation: say what the bytes must be, or why that is not known")
 
-// Expectation is what a body must satisfy to be committed. The zero value satisfies nobody.
+// Expectation is what a body must satisfy to be committed. The zero value satisfies nobody. Expectations can be
+// compared with ==.
 type Expectation struct {
 	size   int64 // bytes; -1 unknown
-	reason string
+	sum    Sum
+	reason string // why sum is zero
+}
+
+// Known expects a body of size bytes (-1: any number) whose digest is sum, which must not be zero.
+func Known(size int64, sum Sum) Expectation {
+	return Expectation{size: size, sum: sum}
 }
 
 // Unverified expects a body of size bytes (-1: any number) whose digest is not known, and says why it is not.
@@ -26,34 +33,51 @@ func Unverified(size int64, reason string) Expectation {
 // Size is the expected length in bytes, -1 when unknown.
 func (e Expectation) Size() int64 { return e.size }
 
+// Sum is the expected digest; zero when it is not known.
+func (e Expectation) Sum() Sum { return e.sum }
+
 func (e Expectation) String() string {
-	if e.reason == "" {
-		return "nothing"
+	size := "any length"
+	if e.size >= 0 {
+		size = fmt.Sprintf("%d bytes", e.size)
 	}
-	if e.size < 0 {
-		return "any length, unverified: " + e.reason
+	switch {
+	case !e.sum.IsZero():
+		return size + ", " + e.sum.String()
+	case e.reason != "":
+		return size + ", unverified: " + e.reason
 	}
-	return fmt.Sprintf("%d bytes, unverified: %s", e.size, e.reason)
+	return "nothing"
 }
 
-// Check reports whether a body of size bytes is what was expected of path: nil, a *MismatchError, or
-// ErrNoExpectation.
-func (e Expectation) Check(path string, size int64) error {
-	if e.reason == "" {
+// Check reports whether a body of size bytes with the digest sum, made by the expected digest's algorithm, is what was
+// expected of path: nil, a *MismatchError, or ErrNoExpectation. Where no digest is expected, sum does not count.
+func (e Expectation) Check(path string, size int64, sum Sum) error {
+	if e.sum.IsZero() && e.reason == "" {
 		return fmt.Errorf("checking %s: %w", path, ErrNoExpectation)
 	}
-	if e.size >= 0 && size != e.size {
-		return &MismatchError{Path: path, Want: e.String(), Got: fmt.Sprintf("%d bytes", size)}
+	if e.size >= 0 && size != e.size || sum != e.sum && !e.sum.IsZero() {
+		got := fmt.Sprintf("%d bytes", size)
+		if !sum.IsZero() {
+			got += ", " + sum.String()
+		}
+		return &MismatchError{Path: path, Want: e, Got: got}
 	}
 	return nil
 }
 
 // MismatchError says that the bytes of a path are not what they had to be.
 type MismatchError struct {
-	Path      string
-	Want, Got string
+	Path   string
+	Want   Expectation
+	Got    string // length and digest
+	Origin string // who sent them; "" if that is not known, or they came from several
 }
 
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("%s: expected %s, got %s", e.Path, e.Want, e.Got)
+	from := ""
+	if e.Origin != "" {
+		from = " from " + e.Origin
+	}
+	return fmt.Sprintf("%s%s: expected %s, got %s", e.Path, from, e.Want, e.Got)
 }

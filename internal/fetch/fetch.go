@@ -1,14 +1,13 @@
 // Package fetch brings files from upstream: one flight per path, however many want it.
 //
 // A flight belongs to the Group, and so to the daemon: whoever asked first may leave, be slow, or be one of many.
-// It asks upstream once, writes what arrives into a pending file that its followers read as it grows, and commits it
-// when it is whole. While it is under way, everybody who wants the path joins it.
+// It asks upstream once, writes what arrives into a pending file that its followers read as it grows, verifies it, and
+// commits it. While it is under way, everybody who wants the path joins it.
 package fetch
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -22,9 +21,12 @@ import (
 // ErrCurrent ends a flight that found, before it asked upstream, that its path has become current meanwhile.
 var ErrCurrent = errors.New("current meanwhile")
 
-// bufferSize is how much is read from upstream at a time, in bytes: enough to be cheap, little enough that
-// followers get a slow line's bytes as they come.
-const bufferSize = 128 << 10
+// ErrRefused says that what upstream sent was refused by its Judge.
+var ErrRefused = errors.New("what upstream sent is refused")
+
+// HoldBack is how many bytes at the end of a file no follower gets before its digest was found right: less than a
+// client could take for the whole, little enough to be there at once. A shorter file is held back whole.
+const HoldBack = 32 << 10
 
 // Job says what a flight is to do.
 type Job struct {
@@ -32,6 +34,13 @@ type Job struct {
 	Order   upstream.Order   // whom to ask
 	Request upstream.Request // what to ask, with the validators of the stored file if there is one
 	Keep    bool             // commit it; else it is gone when its last follower is
+
+	// Expect says what the bytes must be. It is asked when the flight begins, and again when the bytes are on the disk
+	// and only the name is missing: if it has changed by then, it is the last word that counts.
+	Expect func() digest.Expectation
+	// Judge, if not nil, reads the file when all else is right, and may still refuse it; until it returns, followers
+	// get nothing of the file if its digest is unknown, and not the end of it if it is known.
+	Judge func(io.Reader) error
 	// Current, if not nil, is asked before upstream is: true ends the flight with ErrCurrent.
 	Current func() bool
 	// Arrived, if not nil, is called when upstream's answer has been carried out: the file is committed, or
@@ -43,8 +52,9 @@ type Job struct {
 type Head struct {
 	NotModified bool // the stored file is current: there is no body
 	Size        int64
-	ModTime     time.Time // which the file has once it is stored
-	Keep        bool      // it will be stored, if all goes well
+	ModTime     time.Time  // which the file has once it is stored
+	Keep        bool       // it will be stored, if all goes well
+	Sum         digest.Sum // which it must have, and has once it arrived; zero if nothing says so
 
 	Origin       string    // scheme://host that sends it
 	ETag         string    // as that origin sent it, for that origin only
@@ -54,10 +64,12 @@ type Head struct {
 // Result is how a flight ended, for whoever keeps the log.
 type Result struct {
 	Path   string
-	Origin string // "" if nobody answered
-	Status int    // upstream's
+	Origin string // who sent the last of it; "" if nobody answered
+	Status int    // upstream's first
 	Bytes  int64  // received
+	Parts  int    // requests that it took to get the body
 	Kept   bool   // committed
+	Sum    digest.Sum
 	Time   time.Duration
 	Err    error // nil, or why it failed
 }
@@ -67,6 +79,7 @@ type Group struct {
 	ctx    context.Context // of the daemon: flights end with it
 	store  *store.Store
 	report func(Result)
+	doubts doubts
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex // map operations only
@@ -89,7 +102,8 @@ type flight struct {
 	started chan struct{} // closed once what follows is set; it is constant from then on
 	head    Head
 	err     error
-	from    *upstream.Origin // the configured origin that answered
+	want    digest.Expectation
+	from    *upstream.Origin // the configured origin that answered first
 	pending *store.Pending   // nil: there is no body
 	spool   *spool.Spool
 
@@ -132,6 +146,7 @@ func (g *Group) leave(f *flight) {
 func (f *flight) run() {
 	res := Result{Path: f.job.Path}
 	res.Err = f.fly(&res)
+	f.start(res.Err) // at the latest
 	f.group.mu.Lock()
 	delete(f.group.flights, f.job.Path)
 	f.group.mu.Unlock()
@@ -140,72 +155,102 @@ func (f *flight) run() {
 	f.group.report(res)
 }
 
-// fly carries the job out. It fills in res as it goes.
-func (f *flight) fly(res *Result) (err error) {
-	begin := func(err error) error {
+// start tells those who wait for the head what there is: the first call does. err ends the flight.
+func (f *flight) start(err error) {
+	if !f.hasStarted() {
 		f.err = err
 		close(f.started)
-		return err
 	}
+}
+
+func (f *flight) hasStarted() bool {
+	select {
+	case <-f.started:
+		return true
+	default:
+		return false
+	}
+}
+
+// fly carries the job out. It fills in res as it goes.
+func (f *flight) fly(res *Result) error {
 	if f.job.Current != nil && f.job.Current() {
-		return begin(ErrCurrent)
+		return ErrCurrent
 	}
 	if err := f.group.store.Room(f.job.Path); err != nil {
-		return begin(err)
+		return err
 	}
-	resp, err := upstream.Do(f.group.ctx, f.job.Order, f.job.Request)
-	if err != nil {
-		return begin(err)
+	f.want = f.job.Expect()
+	err := f.take(res)
+	for wrong := (*wrongError)(nil); errors.As(err, &wrong); err = f.take(res) {
+		// What one origin sent, or several together, is not what it has to be: another one is asked, unless
+		// followers have some of it. Then they are broken off, not fed a second beginning.
+		f.group.doubts.note(f.job.Path, f.want.Sum(), wrong)
+		if f.spool == nil {
+			continue // it announced another length, and did not begin
+		}
+		if !f.spool.Restart() {
+			f.spool.Finish(wrong.err)
+			f.pending.Discard()
+			return wrong.err
+		}
+		if err := f.pending.Cut(0); err != nil {
+			return errors.Join(wrong.err, err)
+		}
 	}
-	if resp.Body != nil {
-		defer resp.Body.Close()
+	if f.spool != nil {
+		f.spool.Finish(err)
 	}
-	f.from, f.head = resp.Configured, headOf(resp, f.job.Keep)
-	res.Origin, res.Status = resp.Origin, resp.Status
-	if f.head.NotModified {
-		f.arrived()
-		return begin(nil)
+	if err != nil && f.pending != nil && f.pending.Size() == 0 {
+		f.pending.Discard()
 	}
+	return err
+}
 
-	f.pending, err = f.group.store.Create(f.job.Path, resp.Size)
-	if err != nil {
-		return begin(err)
+// commit makes the file appear, if it is still what is expected.
+func (f *flight) commit(sum digest.Sum, res *Result) error {
+	confirm := func() error {
+		now := f.job.Expect()
+		if now == f.want || now.Sum().IsZero() {
+			return nil
+		}
+		if a := now.Sum().Algorithm(); a != sum.Algorithm() {
+			var err error
+			if sum, err = f.sumOf(a); err != nil {
+				return err
+			}
+		}
+		return now.Check(f.job.Path, f.pending.Size(), sum)
 	}
-	f.spool = spool.New(f.pending)
-	_ = begin(nil)
-	res.Bytes, err = io.CopyBuffer(f.spool, struct{ io.Reader }{resp.Body}, make([]byte, bufferSize))
-	if err == nil && resp.Size >= 0 && res.Bytes != resp.Size {
-		err = fmt.Errorf("%s sent %d of %d bytes of %s: %w", resp.Origin, res.Bytes, resp.Size, f.job.Path, io.ErrUnexpectedEOF)
+	want := f.want
+	if want.Sum().IsZero() && want.Size() < 0 {
+		want = digest.Unverified(f.head.Size, want.String())
 	}
-	// Followers have the last byte before the disk has: an fsync must not hold them up.
-	f.spool.Finish(err)
-	if err != nil || !f.head.Keep {
+	if err := f.pending.Commit(want, sum, f.head.ModTime, confirm); err != nil {
 		return err
 	}
-	want := digest.Unverified(resp.Size, "no metadata of its repository was read")
-	if err := f.pending.Commit(want, f.head.ModTime); err != nil {
-		return err
-	}
-	res.Kept = true
-	f.arrived()
+	res.Kept, res.Sum = true, sum
 	return nil
 }
 
-func (f *flight) arrived() {
-	if f.job.Arrived != nil {
-		f.job.Arrived(f.head)
+// sumOf is the digest of what stands in the pending file.
+func (f *flight) sumOf(a digest.Algorithm) (digest.Sum, error) {
+	file, err := f.pending.Open()
+	if err != nil {
+		return digest.Sum{}, err
 	}
+	defer file.Close()
+	h := a.New()
+	if _, err := io.Copy(h, file); err != nil {
+		return digest.Sum{}, err
+	}
+	return digest.SumOf(a, h), nil
 }
 
-// headOf is what resp says of the file. A body that just ends with the connection may be cut without a sign: it is
-// never kept.
-func headOf(resp *upstream.Response, keep bool) Head {
-	h := Head{
-		NotModified: resp.Status == 304, Size: resp.Size, ModTime: resp.LastModified, Keep: keep && resp.Framed,
-		Origin: resp.Origin, ETag: resp.ETag, LastModified: resp.LastModified,
+func (f *flight) arrived(sum digest.Sum) {
+	if f.job.Arrived != nil {
+		h := f.head
+		h.Sum = sum
+		f.job.Arrived(h)
 	}
-	if h.ModTime.IsZero() {
-		h.ModTime = time.Now().Truncate(time.Second)
-	}
-	return h
 }

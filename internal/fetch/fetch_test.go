@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/instantmirror/instantmirror/internal/digest"
 	"github.com/instantmirror/instantmirror/internal/mirrortest"
 	"github.com/instantmirror/instantmirror/internal/store"
 	"github.com/instantmirror/instantmirror/internal/upstream"
@@ -59,6 +60,7 @@ func (w *world) job() Job {
 	return Job{
 		Path: "pub/x/" + path, Keep: true, Order: upstream.Order{Upstreams: []*upstream.Origin{w.origin}},
 		Request: upstream.Request{Method: "GET", Path: path},
+		Expect:  func() digest.Expectation { return digest.Unverified(-1, "test") },
 	}
 }
 
@@ -180,7 +182,8 @@ func TestBroken(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			want := random(1 << 20)
-			w.put(want)
+			// Without a validator nobody can tell that the rest is of the same file.
+			w.up.PutFile("pub/"+path, mirrortest.File{Body: want, ETag: "-"})
 			w.up.Fault("**", fault.Once())
 			f, _ := w.Join(w.job())
 			got, err := body(t.Context(), f)
@@ -306,6 +309,9 @@ func TestNoRoom(t *testing.T) {
 	}
 	defer d.Close()
 	for _, off := range []int64{0, 200_000, 100} {
+		if err := d.Ready(t.Context(), off, -1); err != nil {
+			t.Errorf("from %d: %v", off, err)
+		}
 		if got, err := drainTo(t.Context(), d, off); err != nil || !bytes.Equal(got, want[off:]) {
 			t.Errorf("from %d: %d bytes, %v", off, len(got), err)
 		}

@@ -5,27 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/instantmirror/instantmirror/internal/store"
-	"github.com/instantmirror/instantmirror/internal/upstream"
 )
 
 // Follower is one client's place in a flight. It is for one goroutine.
 type Follower struct {
 	f    *flight
 	file *os.File // a handle of its own to the growing file; nil before the first CopyTo
+	end  int64    // of the part that the client wants; -1: the file's
 	rest *Direct  // once the flight ran out of room
 }
 
 // Begun is when the flight began.
 func (fo *Follower) Begun() time.Time { return fo.f.begun }
 
-// Head waits for upstream's answer. Errors are those of upstream.Do, store.ErrNoSpace where the file can't be spooled
-// (then Direct passes it through), and ErrCurrent.
+// Head waits for upstream's answer. Errors are those of upstream.Do, *digest.MismatchError, store.ErrNoSpace where the
+// file can't be spooled (then Direct passes it through), and ErrCurrent.
 func (fo *Follower) Head(ctx context.Context) (Head, error) {
 	select {
 	case <-fo.f.started:
@@ -35,17 +33,52 @@ func (fo *Follower) Head(ctx context.Context) (Head, error) {
 	}
 }
 
+// Ready waits until the first of the n bytes from off on (n < 0: all that follow) can be copied. An error before any
+// byte went out can still be told to the client in words. Head must have returned without error.
+func (fo *Follower) Ready(ctx context.Context, off, n int64) error {
+	fo.end = -1
+	if n >= 0 {
+		fo.end = off + n
+	}
+	if fo.rest != nil {
+		return fo.rest.Ready(ctx, off, n)
+	}
+	_, err := fo.f.spool.Wait(ctx, off)
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil
+	case errors.Is(err, store.ErrNoSpace):
+		return fo.goDirect(ctx, off)
+	}
+	return err
+}
+
+// goDirect goes on, from off, with a request of its own, because the flight ran out of room.
+func (fo *Follower) goDirect(ctx context.Context, off int64) error {
+	fo.rest = &Direct{Head: fo.f.head, group: fo.f.group, job: fo.f.job, want: fo.f.want, from: fo.f.from}
+	if file, err := fo.f.pending.Open(); err == nil {
+		fo.rest.prefix, fo.rest.have = file, fo.f.spool.Len()
+	}
+	n := int64(-1)
+	if fo.end >= 0 {
+		n = fo.end - off
+	}
+	return fo.rest.Ready(ctx, off, n)
+}
+
 // CopyTo waits until the byte at off is there and copies what is there from off on, n bytes at most. It returns
 // io.EOF at the end of a whole file, and why the flight failed behind the last byte of one that did. When the disk
-// is full the follower goes on with a request of its own, where upstream can vouch that the bytes belong together.
-// Head must have returned without error.
+// is full the follower goes on with a request of its own, where it can be told that the bytes belong together. Ready
+// must have been called for the part that off lies in.
 func (fo *Follower) CopyTo(ctx context.Context, w io.Writer, off, n int64) (int64, error) {
 	if fo.rest != nil {
 		return fo.rest.CopyTo(ctx, w, off, n)
 	}
 	have, err := fo.f.spool.Wait(ctx, off)
 	if errors.Is(err, store.ErrNoSpace) {
-		fo.rest = &Direct{job: fo.f.job, from: fo.f.from, Head: fo.f.head}
+		if err := fo.goDirect(ctx, off); err != nil {
+			return 0, err
+		}
 		return fo.rest.CopyTo(ctx, w, off, n)
 	}
 	if err != nil {
@@ -59,7 +92,11 @@ func (fo *Follower) CopyTo(ctx context.Context, w io.Writer, off, n int64) (int6
 	if _, err := fo.file.Seek(off, io.SeekStart); err != nil {
 		return 0, fmt.Errorf("following %s: %w", fo.f.job.Path, err)
 	}
-	return io.CopyN(w, fo.file, min(n, have-off))
+	m, err := io.CopyN(w, fo.file, min(n, have-off))
+	if errors.Is(err, io.EOF) { // io.EOF is the end of a whole file, and this is not
+		err = fmt.Errorf("following %s: %w", fo.f.job.Path, io.ErrUnexpectedEOF)
+	}
+	return m, err
 }
 
 // Close leaves. The flight goes on.
@@ -71,83 +108,4 @@ func (fo *Follower) Close() {
 		fo.file.Close()
 	}
 	fo.f.group.leave(fo.f)
-}
-
-// Direct passes a body from upstream to one client without storing it. It is for one goroutine.
-type Direct struct {
-	Head Head
-	job  Job
-	from *upstream.Origin
-	resp *upstream.Response
-	pos  int64 // where resp.Body stands
-	buf  []byte
-}
-
-// Direct asks upstream for job's file, for one client only: what to do when there is no room for a flight. Errors are
-// those of upstream.Do. The caller closes it.
-func (g *Group) Direct(ctx context.Context, job Job) (*Direct, error) {
-	job.Request.ETag, job.Request.LastModified = "", time.Time{} // a 304 would be of no use
-	resp, err := upstream.Do(ctx, job.Order, job.Request)
-	if err != nil {
-		return nil, err
-	}
-	return &Direct{Head: headOf(resp, false), job: job, from: resp.Configured, resp: resp}, nil
-}
-
-// CopyTo copies what upstream sends of the file from off on, n bytes at most; io.EOF at its end.
-func (d *Direct) CopyTo(ctx context.Context, w io.Writer, off, n int64) (int64, error) {
-	if d.resp == nil || d.pos != off {
-		if err := d.reopen(ctx, off); err != nil {
-			return 0, err
-		}
-	}
-	if d.buf == nil {
-		d.buf = make([]byte, 32<<10)
-	}
-	m, err := d.resp.Body.Read(d.buf[:min(n, int64(len(d.buf)))])
-	d.pos += int64(m)
-	if m == 0 {
-		return 0, err // an error behind the last bytes comes again with the next read
-	}
-	m, err = w.Write(d.buf[:m])
-	return int64(m), err
-}
-
-// reopen asks the origin that began the file for the rest of it from off on. Without a digest only the same host and
-// the same validator make the two parts one file.
-func (d *Direct) reopen(ctx context.Context, off int64) error {
-	d.Close()
-	validator := d.Head.ETag
-	if validator == "" && !d.Head.LastModified.IsZero() {
-		validator = d.Head.LastModified.UTC().Format(http.TimeFormat)
-	}
-	if validator == "" || strings.HasPrefix(validator, "W/") {
-		return fmt.Errorf("%s can't be continued at byte %d: %s gave it no strong validator", d.job.Path, off, d.Head.Origin)
-	}
-	req := d.job.Request
-	req.LastModified = time.Time{}
-	req.Offset, req.IfRange, req.ETagOrigin = off, validator, d.Head.Origin
-	resp, err := d.from.Do(ctx, req)
-	if err != nil {
-		return err
-	}
-	if resp.Origin != d.Head.Origin || d.Head.Size >= 0 && resp.Size != d.Head.Size || resp.ETag != d.Head.ETag ||
-		!resp.LastModified.Equal(d.Head.LastModified) {
-		resp.Body.Close()
-		return fmt.Errorf("%s can't be continued at byte %d: %s now has another file than %s had", d.job.Path, off, resp.Origin, d.Head.Origin)
-	}
-	d.resp, d.pos = resp, resp.Offset
-	if _, err := io.CopyN(io.Discard, resp.Body, off-d.pos); err != nil {
-		return err
-	}
-	d.pos = off
-	return nil
-}
-
-// Close ends the request.
-func (d *Direct) Close() {
-	if d.resp != nil {
-		d.resp.Body.Close()
-		d.resp = nil
-	}
 }

@@ -16,6 +16,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/instantmirror/instantmirror/internal/digest"
 )
 
 const (
@@ -29,12 +31,13 @@ var beliefs = []byte("beliefs 1")
 
 // Belief is what is known of the file at one path. It holds for a file of just this size and modification time.
 type Belief struct {
-	Size         int64     `json:"size"`                   // bytes
-	ModTime      time.Time `json:"mtime"`                  // of the stored file
-	Origin       string    `json:"origin,omitempty"`       // scheme://host that sent it, after redirects
-	ETag         string    `json:"etag,omitempty"`         // as that origin sent it; means nothing to any other
-	LastModified time.Time `json:"last_modified,omitzero"` // as sent; zero if it was not
-	Checked      time.Time `json:"checked"`                // when upstream last said that this is current
+	Size         int64      `json:"size"`                   // bytes
+	ModTime      time.Time  `json:"mtime"`                  // of the stored file
+	Origin       string     `json:"origin,omitempty"`       // scheme://host that sent it, after redirects
+	ETag         string     `json:"etag,omitempty"`         // as that origin sent it; means nothing to any other
+	LastModified time.Time  `json:"last_modified,omitzero"` // as sent; zero if it was not
+	Sum          digest.Sum `json:"sum,omitzero"`           // which it was found to have; zero: it was never verified
+	Checked      time.Time  `json:"checked"`                // when upstream last said that this is current
 }
 
 // Index is an open index. It is safe for concurrent use.
@@ -43,13 +46,14 @@ type Index struct {
 
 	mu    sync.Mutex
 	dirty map[string]Belief // not yet in db
+	repos map[string]*Repo  // all of them, by root; those in it are never changed
 }
 
 // Open opens the index in the directory dir, making both if need be. A damaged file is put aside as index.db.bad
 // and a new one begun; the returned note says so.
 func Open(dir string) (x *Index, note string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, "", fmt.Errorf("making the state directory: %w", err)
+		return nil, "", fmt.Errorf("making the state directory: %w: make it yourself and let the daemon's user own it, or name another (state, --state)", err)
 	}
 	file := filepath.Join(dir, "index.db")
 	db, err := open(file)
@@ -66,7 +70,11 @@ func Open(dir string) (x *Index, note string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("opening the index %s: %w", file, err)
 	}
-	return &Index{db: db, dirty: make(map[string]Belief)}, note, nil
+	x = &Index{db: db, dirty: make(map[string]Belief)}
+	if err := x.loadRepos(); err != nil {
+		return nil, "", errors.Join(fmt.Errorf("reading the index %s: %w", file, err), db.Close())
+	}
+	return x, note, nil
 }
 
 func open(file string) (*bbolt.DB, error) {

@@ -37,6 +37,7 @@ type Answer struct {
 
 // follower reads what is not in the tree yet: a flight's body, or one passed through.
 type follower interface {
+	Ready(ctx context.Context, off, n int64) error
 	CopyTo(ctx context.Context, w io.Writer, off, n int64) (int64, error)
 	Close()
 }
@@ -94,9 +95,18 @@ func (a *Answer) CacheControl() string {
 	}
 }
 
+// Ready waits until the first of the n bytes from off on (n < 0: all that follow) can be copied. Before anything was
+// sent, its error can still be told to the client in words.
+func (a *Answer) Ready(ctx context.Context, off, n int64) error {
+	if a.file != nil {
+		return nil
+	}
+	return a.body.Ready(ctx, off, n)
+}
+
 // CopyTo waits until the byte at off is there and copies what is there from off on to w, n bytes at most. It returns
 // io.EOF at the end of the file; any other error means that the client must not take what it got for the whole.
-// From a stored file it copies by way of an *os.File, so that w's ReadFrom may use sendfile.
+// Ready must have been called for the part that off lies in. From a stored file it copies by way of an *os.File, so that w's ReadFrom may use sendfile.
 func (a *Answer) CopyTo(ctx context.Context, w io.Writer, off, n int64) (int64, error) {
 	if a.file == nil {
 		return a.body.CopyTo(ctx, w, off, n)

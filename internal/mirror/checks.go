@@ -64,6 +64,16 @@ func (k *checks) postpone(path string, c check, d time.Duration, why string) {
 	k.m[path] = c
 }
 
+// expire makes path due now, if it is known at all.
+func (k *checks) expire(path string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if c, ok := k.m[path]; ok {
+		c.belief.Checked = time.Time{}
+		k.m[path] = c
+	}
+}
+
 // lastCheck is what is known of the stored file: from memory, else from the index; a belief about another file that
 // stood there before is none. The file's own time stands in for a Last-Modified that is not known.
 func (m *Mirror) lastCheck(path string, file *store.File) check {

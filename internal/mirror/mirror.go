@@ -14,8 +14,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"time"
 
+	"github.com/instantmirror/instantmirror/internal/digest"
 	"github.com/instantmirror/instantmirror/internal/fetch"
 	"github.com/instantmirror/instantmirror/internal/index"
 	"github.com/instantmirror/instantmirror/internal/site"
@@ -44,13 +46,18 @@ type Mirror struct {
 	index   *index.Index
 	flights *fetch.Group
 
-	checks  checks
-	absence absence
+	report func(error)
+
+	checks   checks
+	absence  absence
+	learning keyed // by repository: one primary at a time is read
+	learned  onces // what was looked for in the tree, because the index does not have it
 }
 
-// New returns the Mirror of what is stored in s and believed in x, which fetches through g.
-func New(s *store.Store, x *index.Index, g *fetch.Group) *Mirror {
-	return &Mirror{store: s, index: x, flights: g}
+// New returns the Mirror of what is stored in s and believed in x, which fetches through g. What goes wrong behind the
+// clients' backs is reported.
+func New(s *store.Store, x *index.Index, g *fetch.Group, report func(error)) *Mirror {
+	return &Mirror{store: s, index: x, flights: g, report: report}
 }
 
 // Open answers a request for the file that t names. It waits for the first byte at most, and where something is
@@ -98,8 +105,11 @@ func (m *Mirror) open(ctx context.Context, t site.Target, miss missFunc) (*Answe
 		return stored(t, file), nil
 	}
 	c := m.lastCheck(t.Path, file)
+	if m.vouched(t, c) {
+		return stored(t, file), nil
+	}
 	due := c.due(t.Rule.Refresh)
-	if time.Now().Before(due) {
+	if time.Now().Before(due) && !m.disputed(t, c) {
 		a := stored(t, file)
 		a.hasTTL, a.TTL = true, time.Until(due)
 		return a, nil
@@ -122,9 +132,12 @@ func (m *Mirror) revalidate(ctx context.Context, t site.Target, file *store.File
 		return stale(c.why), nil
 	}
 	job := m.job(t)
-	job.Request.LastModified = c.belief.LastModified
-	if c.belief.ETag != "" {
-		job.Request.ETag, job.Request.ETagOrigin = c.belief.ETag, c.belief.Origin
+	// Where it is known what the file must be, and not that it is so, a 304 would tell nothing.
+	if job.Expect().Sum().IsZero() {
+		job.Request.LastModified = c.belief.LastModified
+		if c.belief.ETag != "" {
+			job.Request.ETag, job.Request.ETagOrigin = c.belief.ETag, c.belief.Origin
+		}
 	}
 	flight, joined := m.flights.Join(job)
 	wait, cancel := context.WithDeadline(ctx, flight.Begun().Add(patience))
@@ -212,7 +225,22 @@ func (m *Mirror) absent(ctx context.Context, t site.Target, err error) error {
 	case errors.Is(err, upstream.ErrUnavailable) && m.absence.remembered(t.Path):
 		return &AbsentError{Path: t.Path, Remembered: true, Err: err}
 	}
+	m.suspect(t, err)
 	return err
+}
+
+// suspect takes a file that came with other bytes than metadata say as a sign that upstream has moved on: the
+// repository's pointer is due.
+func (m *Mirror) suspect(t site.Target, err error) {
+	var mismatch *digest.MismatchError
+	if !errors.As(err, &mismatch) {
+		return
+	}
+	for dir := path.Dir(t.Path); dir != "."; dir = path.Dir(dir) {
+		if _, ok := m.index.Repo(dir); ok {
+			m.checks.expire(dir + "/repodata/repomd.xml")
+		}
+	}
 }
 
 // whyMissed is the reason for which a request that found nothing stored went upstream (RFC 9211, fwd).
@@ -239,6 +267,8 @@ func (m *Mirror) job(t site.Target) fetch.Job {
 		Order:   t.Profile.Origins(t.Rel),
 		Request: upstream.Request{Method: "GET", Path: t.Rel, HTML: html(t.Rel)},
 		Keep:    t.Action == site.Store,
+		Expect:  func() digest.Expectation { return m.expect(t) },
+		Judge:   m.judge(t),
 		Current: func() bool { return m.current(t) },
 		Arrived: func(h fetch.Head) { m.arrived(t.Path, h) },
 	}
@@ -251,23 +281,45 @@ func (m *Mirror) current(t site.Target) bool {
 		return false
 	}
 	defer file.Close()
-	return immutable(t) || time.Now().Before(m.lastCheck(t.Path, file).due(t.Rule.Refresh))
+	c := m.lastCheck(t.Path, file)
+	return immutable(t) || m.vouched(t, c) || time.Now().Before(c.due(t.Rule.Refresh)) && !m.disputed(t, c)
 }
 
-// arrived notes that upstream has just vouched for what stands at path.
-func (m *Mirror) arrived(path string, h fetch.Head) {
-	file, err := m.store.Get(path)
+// vouched reports whether the stored file, of a fixed name, was found to be what the repomd.xml that is known here says.
+func (m *Mirror) vouched(t site.Target, c check) bool {
+	n, ok := m.record(t)
+	return ok && n.Sum == c.belief.Sum
+}
+
+// disputed reports whether that repomd.xml says something else than what is known of the stored file.
+func (m *Mirror) disputed(t site.Target, c check) bool {
+	n, ok := m.record(t)
+	return ok && n.Sum != c.belief.Sum
+}
+
+func (m *Mirror) record(t site.Target) (index.Named, bool) {
+	if t.Class != site.Metadata {
+		return index.Named{}, false
+	}
+	n, ok := m.index.Record(t.Path)
+	return n, ok && !n.Sum.IsZero()
+}
+
+// arrived notes that upstream has just vouched for what stands at name.
+func (m *Mirror) arrived(name string, h fetch.Head) {
+	file, err := m.store.Get(name)
 	if err != nil {
 		return // removed under us: the next request starts over
 	}
 	defer file.Close()
 	b := index.Belief{
 		Size: file.Size, ModTime: file.ModTime, Origin: h.Origin, ETag: h.ETag, LastModified: h.LastModified,
-		Checked: time.Now(),
+		Checked: time.Now(), Sum: h.Sum,
 	}
 	if h.NotModified {
 		// A 304 need not repeat the validators, and those of another host are not comparable.
-		old := m.lastCheck(path, file).belief
+		old := m.lastCheck(name, file).belief
+		b.Sum = old.Sum
 		if b.ETag == "" {
 			b.ETag, b.Origin = old.ETag, old.Origin
 		}
@@ -275,7 +327,7 @@ func (m *Mirror) arrived(path string, h fetch.Head) {
 			b.LastModified = old.LastModified
 		}
 	}
-	m.absence.forget(path)
-	m.checks.note(path, check{belief: b})
-	m.index.Put(path, b)
+	m.absence.forget(name)
+	m.checks.note(name, check{belief: b})
+	m.index.Put(name, b)
 }

@@ -7,13 +7,13 @@ import (
 	"io"
 	"io/fs"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 
 	"github.com/instantmirror/instantmirror/internal/digest"
+	"github.com/instantmirror/instantmirror/internal/fetch"
 	"github.com/instantmirror/instantmirror/internal/mirror"
 	"github.com/instantmirror/instantmirror/internal/site"
 	"github.com/instantmirror/instantmirror/internal/store"
@@ -23,7 +23,7 @@ import (
 // statusOf is the one function from errors to statuses.
 func statusOf(err error) int {
 	var mismatch *digest.MismatchError
-	var timeout net.Error
+	var timeout interface{ Timeout() bool }
 	switch {
 	case errors.Is(err, site.ErrBadPath):
 		return http.StatusBadRequest
@@ -33,7 +33,7 @@ func statusOf(err error) int {
 		return http.StatusForbidden
 	case errors.Is(err, upstream.ErrStalled), errors.As(err, &timeout) && timeout.Timeout():
 		return http.StatusGatewayTimeout
-	case errors.Is(err, upstream.ErrUnavailable), errors.As(err, &mismatch):
+	case errors.Is(err, upstream.ErrUnavailable), errors.As(err, &mismatch), errors.Is(err, fetch.ErrRefused):
 		return http.StatusBadGateway
 	}
 	return http.StatusInternalServerError
@@ -71,7 +71,7 @@ func (s *Server) fail(w *recorder, r *http.Request, err error) {
 		}
 		w.Header().Set("Retry-After", strconv.Itoa(retry))
 		words += fmt.Sprintf("\nNothing of it is stored here. Ask again in %d s; if it stays like this, look at the upstreams of its profile.", retry)
-		s.log.Warn("no upstream could answer", "path", r.URL.Path, "status", status, "err", err)
+		s.log.Debug("no upstream could answer", "path", r.URL.Path, "status", status, "err", err)
 	case http.StatusInternalServerError:
 		s.log.Error("request failed", "path", r.URL.Path, "err", err)
 		words = "The mirror could not read or write its own files; its log says why."

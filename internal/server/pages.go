@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"html/template"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/url"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/instantmirror/instantmirror/internal/site"
 )
@@ -22,9 +24,10 @@ func (s *Server) own(w *recorder, r *http.Request, view *View) {
 	name, isRepo := strings.CutPrefix(r.URL.Path, reserved+"repo/")
 	switch {
 	case r.URL.Path == reserved:
-		data := landingData{Base: base(r)}
+		data := landingData{Base: base(r, r.Host)}
 		for _, p := range view.Table.Profiles() {
-			data.Profiles = append(data.Profiles, landingProfile{p, len(site.ClientRepo(p, data.Base)) > 0})
+			url := urlOf(r, view, p)
+			data.Profiles = append(data.Profiles, landingProfile{p, url, len(site.ClientRepo(p, url)) > 0})
 		}
 		s.page(w, r, landing, data)
 	case r.URL.Path == reserved+"healthz":
@@ -42,19 +45,36 @@ func (s *Server) repoFile(w *recorder, r *http.Request, view *View, name string)
 		if p.Name != name {
 			continue
 		}
-		if repo := site.ClientRepo(p, base(r)); len(repo) > 0 {
+		url := urlOf(r, view, p)
+		if repo := site.ClientRepo(p, url); len(repo) > 0 {
 			write(w, r, "text/plain; charset=utf-8", repo)
 			return
 		}
-		refuse(w, r, http.StatusNotFound, fmt.Sprintf("The profile %s names no repositories (`repo:` in its layout): write the .repo file by hand, with baseurl=%s%s/…", name, base(r), p.Path))
+		refuse(w, r, http.StatusNotFound, fmt.Sprintf("The profile %s names no repositories (`repo:` in its layout): write the .repo file by hand, with baseurl=%s/…", name, url))
 		return
 	}
 	refuse(w, r, http.StatusNotFound, fmt.Sprintf("No profile %q is enabled here. %s lists those that are.", name, reserved))
 }
 
-// base is the URL of this mirror as the client called it.
-func base(r *http.Request) string {
-	u := url.URL{Scheme: "http", Host: r.Host}
+// urlOf is where the client reaches p, without a slash at its end: by the name that it used, unless that name belongs to
+// another profile and leads nowhere else.
+func urlOf(r *http.Request, view *View, p *site.Profile) string {
+	switch owner := view.Table.Host(r.Host); {
+	case owner == p:
+		return base(r, r.Host)
+	case owner == nil:
+		return base(r, r.Host) + p.Path
+	}
+	addr, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if !ok {
+		return base(r, r.Host) + p.Path
+	}
+	return base(r, addr.String()) + p.Path
+}
+
+// base is the URL of this mirror by the name host.
+func base(r *http.Request, host string) string {
+	u := url.URL{Scheme: "http", Host: host}
 	if r.TLS != nil {
 		u.Scheme = "https"
 	}
@@ -95,6 +115,9 @@ func (s *Server) listing(w *recorder, r *http.Request, t site.Target) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		data.Note = "Nothing below this path is stored here yet."
+	case errors.Is(err, syscall.ENOTDIR):
+		refuse(w, r, http.StatusNotFound, "It is a file: ask for it without the slash at the end.")
+		return
 	case err != nil:
 		s.fail(w, r, err)
 		return
@@ -127,6 +150,7 @@ type landingData struct {
 
 type landingProfile struct {
 	*site.Profile
+	URL      string
 	HasRepos bool // there is a .repo file of it
 }
 
@@ -175,12 +199,12 @@ var landing = template.Must(template.New("landing").Parse(`<!doctype html><html 
 <h1>InstantMirror</h1>
 <p>This is a mirror of RPM distributions. All of it can be used; what nobody has used yet is fetched when it is asked for.</p>
 {{range .Profiles}}<h2>{{or .Title .Name}}</h2>
-<p>is at <a href="{{.Path}}/">{{$.Base}}{{.Path}}</a>{{range .Hosts}}, and at <code>http://{{.}}/</code>{{end}}</p>
+<p>is at <a href="{{.URL}}/">{{.URL}}</a>{{range .Hosts}}, and at <code>http://{{.}}/</code>{{end}}</p>
 {{if .HasRepos}}<p>On a client, as root:</p>
-<pre>curl -o /etc/yum.repos.d/instantmirror-{{.Name}}.repo {{$.Base}}/-/repo/{{.Name}}.repo
+<pre>curl -fo /etc/yum.repos.d/instantmirror-{{.Name}}.repo {{$.Base}}/-/repo/{{.Name}}.repo
 dnf repolist</pre>
-<p>The file has the repositories' usual names: it takes the place of the distribution's own .repo files, which are best
-disabled or moved away, for a <code>metalink=</code> in them would win.</p>{{else}}<p>In a .repo file of a client, write <code>baseurl={{$.Base}}{{.Path}}/…</code> and remove
+<p>The file has the repositories' usual names and takes the place of the distribution's own .repo files: move those away,
+or dnf may go on using them.</p>{{else}}<p>In a .repo file of a client, write <code>baseurl={{.URL}}/…</code> and remove
 <code>metalink=</code> and <code>mirrorlist=</code>.</p>{{end}}
 {{end}}<p>Health: <a href="/-/healthz">/-/healthz</a></p></html>
 `))

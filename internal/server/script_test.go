@@ -95,7 +95,7 @@ func newWorld(t testing.TB) *world {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.flights = fetch.New(ctx, w.store, func(fetch.Result) {})
-	w.Server = New(mirror.New(w.store, x, w.flights), w.store, slog.New(slog.DiscardHandler), &View{Table: table, AccessLog: true})
+	w.Server = New(mirror.New(w.store, x, w.flights, func(err error) { t.Log(err) }), w.store, slog.New(slog.DiscardHandler), &View{Table: table, AccessLog: true})
 	srv := httptest.NewServer(w.Server)
 	w.url = srv.URL
 	t.Cleanup(func() {
@@ -163,7 +163,7 @@ var faults = map[string]mirrortest.Fault{
 	"gzip":      {Gzip: true},
 	"chunked":   {Chunked: true},
 	"unframed":  {Unframed: true},
-	"truncated": {Truncate: true, At: 3},
+	"truncated": {Truncate: true, At: 3, Times: 1},
 	"drop":      {Drop: true},
 }
 

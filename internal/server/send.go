@@ -103,6 +103,11 @@ func (s *Server) send(w *recorder, r *http.Request, a *mirror.Answer) {
 	part, status := byteRange{0, a.Size}, http.StatusOK
 	if len(ranges) == 1 {
 		part, status = ranges[0], http.StatusPartialContent
+	}
+	if r.Method == http.MethodGet && !s.ready(w, r, a, part) {
+		return
+	}
+	if len(ranges) == 1 {
 		h.Set("Content-Range", part.contentRange(a.Size))
 	}
 	h.Set("Content-Type", kind)
@@ -111,6 +116,16 @@ func (s *Server) send(w *recorder, r *http.Request, a *mirror.Answer) {
 	if r.Method == http.MethodGet {
 		s.sendBytes(w, r, a, part)
 	}
+}
+
+// ready waits until the first byte of part is there, so that a failure before it can be told in words: it then does
+// that, and returns false.
+func (s *Server) ready(w *recorder, r *http.Request, a *mirror.Answer, part byteRange) bool {
+	err := a.Ready(r.Context(), part.off, part.n)
+	if err != nil {
+		s.fail(w, r, err)
+	}
+	return err == nil
 }
 
 // sendUnsized sends a file whose length is not known yet: in chunks, so that its end is explicit. An HTTP/1.0 client
@@ -126,15 +141,22 @@ func (s *Server) sendUnsized(w *recorder, r *http.Request, a *mirror.Answer, kin
 		s.send(w, r, a)
 		return
 	}
+	all := byteRange{0, -1}
+	if r.Method == http.MethodGet && !s.ready(w, r, a, all) {
+		return
+	}
 	w.Header().Set("Content-Type", kind)
 	w.WriteHeader(http.StatusOK)
 	if r.Method == http.MethodGet {
-		s.sendBytes(w, r, a, byteRange{0, -1})
+		s.sendBytes(w, r, a, all)
 	}
 }
 
 // length waits until a has arrived, and counts it.
 func length(ctx context.Context, a *mirror.Answer) (int64, error) {
+	if err := a.Ready(ctx, 0, -1); err != nil {
+		return 0, err
+	}
 	for off := int64(0); ; {
 		n, err := a.CopyTo(ctx, io.Discard, off, sendStep)
 		off += n
@@ -160,6 +182,9 @@ func (s *Server) sendRanges(w *recorder, r *http.Request, a *mirror.Answer, kind
 		}
 		total += int64(len(heads[i])) + part.n
 	}
+	if !s.ready(w, r, a, ranges[0]) {
+		return
+	}
 	w.Header().Set("Content-Type", "multipart/byteranges; boundary="+boundary)
 	w.Header().Set("Content-Length", strconv.FormatInt(total, 10))
 	w.WriteHeader(http.StatusPartialContent)
@@ -174,8 +199,8 @@ func (s *Server) sendRanges(w *recorder, r *http.Request, a *mirror.Answer, kind
 // to return would let net/http end a body of unknown length as if it were whole.
 func (s *Server) sendBytes(w *recorder, r *http.Request, a *mirror.Answer, part byteRange) {
 	arriving := !a.Hit()
-	if arriving {
-		_ = w.control.Flush() // the head goes out before the body is there
+	if err := a.Ready(r.Context(), part.off, part.n); err != nil {
+		s.brokenOff(r, a, part.off, err)
 	}
 	for off, end := part.off, part.off+part.n; part.n < 0 || off < end; {
 		step := int64(sendStep)
@@ -188,15 +213,20 @@ func (s *Server) sendBytes(w *recorder, r *http.Request, a *mirror.Answer, part 
 			return
 		}
 		if err != nil {
-			if !errors.Is(err, context.Canceled) {
-				s.log.Warn("transfer broken off", "path", a.Target.Path, "client", r.RemoteAddr, "at", off, "err", err)
-			}
-			panic(http.ErrAbortHandler)
+			s.brokenOff(r, a, off, err)
 		}
 		if arriving {
 			_ = w.control.Flush()
 		}
 	}
+}
+
+// brokenOff ends a transfer so that the client sees that it is not whole.
+func (s *Server) brokenOff(r *http.Request, a *mirror.Answer, at int64, err error) {
+	if !errors.Is(err, context.Canceled) {
+		s.log.Warn("transfer broken off", "path", a.Target.Path, "client", r.RemoteAddr, "at", at, "err", err)
+	}
+	panic(http.ErrAbortHandler)
 }
 
 // contentType is the media type of a file by its name, which is all that any mirror goes by.

@@ -69,7 +69,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) route(w *recorder, r *http.Request, view *View) {
 	switch {
-	case !allowed(view.Allow, r.RemoteAddr):
+	case !allowed(view.Allow, r.RemoteAddr) && r.URL.Path != reserved+"healthz":
 		refuse(w, r, http.StatusForbidden, "This mirror serves other networks than yours. Its operator lists them in `allow`.")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		w.Header().Set("Allow", "GET, HEAD")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -49,7 +50,7 @@ func TestFollowers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	s := New(f)
+	s := New(f, -1, 0)
 	var wg sync.WaitGroup
 	for i := range 64 {
 		wg.Go(func() {
@@ -73,7 +74,7 @@ func TestFollowers(t *testing.T) {
 }
 
 func TestFailureComesBehindTheLastByte(t *testing.T) {
-	s := New(io.Discard)
+	s := New(io.Discard, -1, 0)
 	s.Write([]byte("abc"))
 	boom := errors.New("boom")
 	s.Finish(boom)
@@ -89,7 +90,7 @@ func TestFailureComesBehindTheLastByte(t *testing.T) {
 // TestLeaving: a follower leaves with its context, at once, and holds up nobody.
 func TestLeaving(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(io.Discard)
+		s := New(io.Discard, -1, 0)
 		gone := errors.New("client left")
 		ctx, leave := context.WithCancelCause(t.Context())
 		left := make(chan error, 1)
@@ -118,7 +119,7 @@ func TestLeaving(t *testing.T) {
 // TestWriteErrorShowsWhatWasWritten: bytes that reached the file before an error are there for followers.
 func TestWriteErrorShowsWhatWasWritten(t *testing.T) {
 	full := errors.New("full")
-	s := New(writerFunc(func(p []byte) (int, error) { return len(p) / 2, full }))
+	s := New(writerFunc(func(p []byte) (int, error) { return len(p) / 2, full }), -1, 0)
 	if n, err := s.Write([]byte("abcd")); n != 2 || err != full {
 		t.Fatalf("Write = %d, %v", n, err)
 	}
@@ -130,3 +131,62 @@ func TestWriteErrorShowsWhatWasWritten(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// TestHoldBack: followers see the end of the file only once it was found right, and never if it was not.
+func TestHoldBack(t *testing.T) {
+	for _, test := range []struct {
+		name             string
+		size, hold       int64
+		written, visible int64
+	}{
+		{"in the middle", 100, 10, 50, 50},
+		{"at the block", 100, 10, 95, 90},
+		{"all of it", 100, 10, 100, 90},
+		{"smaller than the block", 5, 10, 5, 0},
+		{"length unknown", -1, 10, 50, 40},
+		{"length unknown, little", -1, 10, 5, 0},
+		{"everything", 100, math.MaxInt64, 100, 0},
+		{"more than announced", 100, 10, 200, 90},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			boom := errors.New("wrong digest")
+			for _, verdict := range []error{nil, boom} {
+				s := New(io.Discard, test.size, test.hold)
+				s.Write(make([]byte, test.written))
+				if n, err := s.Written(t.Context(), test.written-1); n != test.written || err != nil {
+					t.Errorf("Written = %d, %v", n, err)
+				}
+				s.Seal()
+				if _, err := s.Written(t.Context(), test.written); err != io.EOF {
+					t.Errorf("Written at the end: %v", err)
+				}
+				gone, leave := context.WithCancel(t.Context())
+				leave()
+				if n, err := s.Wait(gone, test.visible); n != test.visible || !errors.Is(err, context.Canceled) {
+					t.Errorf("before the verdict: %d, %v, want %d", n, err, test.visible)
+				}
+				s.Finish(verdict)
+				n, err := s.Wait(t.Context(), test.visible)
+				if verdict == nil && test.visible == test.written && err == io.EOF {
+					continue
+				}
+				if verdict == nil && (n != test.written || err != nil) || verdict != nil && (n != test.visible || err != boom) {
+					t.Errorf("after verdict %v: %d, %v", verdict, n, err)
+				}
+			}
+		})
+	}
+}
+
+func TestRestart(t *testing.T) {
+	s := New(io.Discard, 100, 100)
+	s.Write(make([]byte, 30))
+	if !s.Restart() || s.Len() != 0 {
+		t.Error("no restart though nobody saw a byte")
+	}
+	s = New(io.Discard, 100, 60)
+	s.Write(make([]byte, 50))
+	if s.Restart() {
+		t.Error("a restart though 40 bytes were shown")
+	}
+}

@@ -16,12 +16,13 @@ import (
 //	utimensat(file, mtime)
 //	fsync(file)              the bytes and times are on the disk before any name leads to them
 //	[mkdirat(dir, 0755) fchmodat(dir, 0755) fsync(parent)]
+//	(confirm is asked)
 //	renameat(file, path)     atomic: readers find the old file, or this one
 //	fsync(directory)         the name is on the disk
 //
-// A crash before the rename leaves the old state and a file in tmp, which the next start sweeps. A crash after it
-// leaves the old or the new name, either with all of its bytes.
-func (p *Pending) publish(mtime time.Time) error {
+// A crash before the rename leaves the old state and a file in tmp, which the next start sweeps or, if its digest is
+// known, keeps for the next try. A crash after it leaves the old or the new name, either with all of its bytes.
+func (p *Pending) publish(mtime time.Time, confirm func() error) error {
 	s := p.store
 	if !fs.ValidPath(p.path) || p.path == "." || private(p.path) {
 		return fmt.Errorf("%q is not a path of the tree", p.path)
@@ -46,6 +47,11 @@ func (p *Pending) publish(mtime time.Time) error {
 	}
 	if err := s.makeDir(path.Dir(p.path)); err != nil {
 		return err
+	}
+	if confirm != nil {
+		if err := confirm(); err != nil {
+			return err
+		}
 	}
 	if err := s.step("rename"); err != nil {
 		return err

@@ -1,8 +1,11 @@
 package store
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strconv"
@@ -13,37 +16,70 @@ import (
 	"github.com/instantmirror/instantmirror/internal/digest"
 )
 
-// claimStep is by how much the claim of a file of unknown length grows, in bytes.
-const claimStep = 8 << 20
+const (
+	// claimStep is by how much the claim of a file of unknown length grows, in bytes.
+	claimStep = 8 << 20
+	// partialPrefix begins the names in tmp of downloads that can be taken up again.
+	partialPrefix = "partial-"
+	// partialAge is how long those are kept without having grown.
+	partialAge = 24 * time.Hour
+)
 
 // Pending is a download in progress: a file in tmp that nobody sees but those who hold it, until Commit. Whoever made
-// it closes it, committed or not. Write, Commit and Close are for one goroutine at a time; Open is for any.
+// it closes it, committed or not. Open is for any goroutine, all else for one at a time.
 type Pending struct {
 	store   *Store
 	path    string // where it will stand
+	partial bool   // what is not committed is kept for the next try
 	file    *os.File
 	size    int64 // bytes written
 	claimed int64 // bytes reserved beyond size
 
 	mu   sync.Mutex // held over the rename, so that Open finds the file under one name or the other
-	name string     // where it stands now
+	name string     // where it stands now; "" once it is nowhere
 }
 
-// Create begins a file that is to stand at path, size bytes long (-1: not known). The room is reserved at once:
-// ErrNoSpace says that there is none.
-func (s *Store) Create(path string, size int64) (*Pending, error) {
-	p := &Pending{store: s, path: path, name: tmpDir + "/" + strconv.FormatUint(s.serial.Add(1), 10)}
-	if err := p.claim(max(size, 0)); err != nil {
-		return nil, err
+// Create begins a file that is to stand at path and satisfy want. The room is reserved at once: ErrNoSpace says that
+// there is none. With resume set, and if want knows a digest, what an earlier download of the same bytes left behind,
+// cut short or killed, is taken up again: Size says how much that is. It may be damaged; the digest will tell.
+func (s *Store) Create(path string, want digest.Expectation, resume bool) (*Pending, error) {
+	p := &Pending{store: s, path: path, partial: resume && !want.Sum().IsZero()}
+	flags := os.O_RDWR | os.O_CREATE
+	if p.partial {
+		p.name = partialName(path, want)
+	} else {
+		p.name = tmpDir + "/" + strconv.FormatUint(s.serial.Add(1), 10)
+		flags |= os.O_EXCL
 	}
-	f, err := s.root.OpenFile(p.name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := s.root.OpenFile(p.name, flags, 0o600)
 	if err != nil {
-		p.unclaim()
 		return nil, noSpace(fmt.Errorf("beginning %s: %w", path, err))
 	}
 	p.file = f
+	if p.size, err = f.Seek(0, io.SeekEnd); err == nil && want.Size() >= 0 && p.size > want.Size() {
+		err = p.Cut(0)
+	}
+	if err == nil {
+		err = p.claim(max(want.Size()-p.size, 0))
+	}
+	if err != nil {
+		if p.size == 0 {
+			p.Discard()
+		}
+		p.Close()
+		return nil, noSpace(fmt.Errorf("beginning %s: %w", path, err))
+	}
 	return p, nil
 }
+
+// partialName is where the bytes that want, for path, are gathered.
+func partialName(path string, want digest.Expectation) string {
+	key := sha256.Sum256([]byte(path + "\x00" + want.String()))
+	return tmpDir + "/" + partialPrefix + hex.EncodeToString(key[:])
+}
+
+// Size is the number of bytes that are there.
+func (p *Pending) Size() int64 { return p.size }
 
 // Write appends b. The error is ErrNoSpace when it does not fit.
 func (p *Pending) Write(b []byte) (int, error) {
@@ -68,11 +104,29 @@ func (p *Pending) Write(b []byte) (int, error) {
 	return n, nil
 }
 
+// Cut throws away what is there from byte n on.
+func (p *Pending) Cut(n int64) error {
+	err := p.file.Truncate(n)
+	if err == nil {
+		_, err = p.file.Seek(n, io.SeekStart)
+	}
+	if err != nil {
+		return fmt.Errorf("beginning %s anew: %w", p.path, err)
+	}
+	p.store.claimed.Add(p.size - n) // the room stays ours
+	p.claimed += p.size - n
+	p.size = n
+	return nil
+}
+
 // Open returns a new handle to the bytes written so far and to come, with a read offset of its own. The caller
-// closes it. After Commit the error is fs.ErrNotExist when the file has been replaced or removed meanwhile.
+// closes it. The error is fs.ErrNotExist when the file was thrown away, or committed and then replaced or removed.
 func (p *Pending) Open() (*os.File, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.name == "" {
+		return nil, fmt.Errorf("opening the download of %s: %w", p.path, fs.ErrNotExist)
+	}
 	f, err := p.store.root.Open(p.name)
 	if err != nil {
 		return nil, fmt.Errorf("opening the download of %s: %w", p.path, err)
@@ -92,12 +146,16 @@ func (p *Pending) Open() (*os.File, error) {
 }
 
 // Commit makes the file appear at its path, whole and durable, with the modification time mtime, if it is what was
-// expected; what stood there before is replaced. On an error nothing has changed in the tree, but for one case: when
-// only the last step fails, the fsync of the directory, the file stands, and power loss may bring the old state back.
-func (p *Pending) Commit(want digest.Expectation, mtime time.Time) error {
-	err := want.Check(p.path, p.size)
+// expected; what stood there before is replaced. sum is the digest of what was written, by the expected digest's
+// algorithm. When the bytes are on the disk and only the name is missing, confirm, if not nil, may still forbid it: the
+// world may have changed during a long fsync.
+//
+// On an error nothing has changed in the tree, but for one case: when only the last step fails, the fsync of the
+// directory, the file stands, and power loss may bring the old state back.
+func (p *Pending) Commit(want digest.Expectation, sum digest.Sum, mtime time.Time, confirm func() error) error {
+	err := want.Check(p.path, p.size, sum)
 	if err == nil {
-		err = p.publish(mtime)
+		err = p.publish(mtime, confirm)
 	}
 	p.store.handles.forget(p.path)
 	if err != nil {
@@ -106,14 +164,23 @@ func (p *Pending) Commit(want digest.Expectation, mtime time.Time) error {
 	return nil
 }
 
-// Close ends the download: what was not committed is gone. Handles that Open returned can be read on.
-func (p *Pending) Close() {
-	p.unclaim()
+// Discard throws away what was not committed: it is of no use for a next try.
+func (p *Pending) Discard() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.name != p.path {
+	if p.name != "" && p.name != p.path {
 		// Should this fail, the next start sweeps it.
 		_ = p.store.root.Remove(p.name)
+		p.name = ""
+	}
+}
+
+// Close ends the download. What was not committed is gone, unless the next try can take it up. Handles that Open
+// returned can be read on.
+func (p *Pending) Close() {
+	p.unclaim()
+	if !p.partial {
+		p.Discard()
 	}
 	p.file.Close()
 }

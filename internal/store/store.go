@@ -12,8 +12,10 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 const (
@@ -60,7 +62,7 @@ func Open(dir string, reserve int64) (*Store, error) {
 		return nil, fmt.Errorf("root %s: the root of the mirror must be a directory of its own, e.g. /srv/mirror", dir)
 	}
 	if err := os.MkdirAll(abs, 0o755); err != nil {
-		return nil, fmt.Errorf("making the root: %w", err)
+		return nil, fmt.Errorf("making the root: %w: make it yourself and let the daemon's user own it, or name another (root, --root)", err)
 	}
 	root, err := os.OpenRoot(abs)
 	if err != nil {
@@ -71,6 +73,9 @@ func Open(dir string, reserve int64) (*Store, error) {
 	s.free = s.statfs
 	s.handles.open = s.openFile
 	if err := s.prepare(); err != nil {
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+			err = fmt.Errorf("%w: the daemon's user must be able to write there", err)
+		}
 		return nil, errors.Join(fmt.Errorf("root %s: %w", abs, err), s.Close())
 	}
 	return s, nil
@@ -100,10 +105,23 @@ func (s *Store) prepare() error {
 	case string(b) != format:
 		return fmt.Errorf("%s says %q, not %q: it was made by another version of instantmirror; use that one or another root", formatFile, b, format)
 	}
-	if err := s.root.RemoveAll(tmpDir); err != nil {
+	return s.sweep()
+}
+
+// sweep removes what a crash left in tmp, but for downloads that can be taken up again.
+func (s *Store) sweep() error {
+	entries, err := fs.ReadDir(s.root.FS(), tmpDir)
+	for _, e := range entries {
+		info, ierr := e.Info()
+		if ierr == nil && strings.HasPrefix(e.Name(), partialPrefix) && time.Since(info.ModTime()) < partialAge {
+			continue
+		}
+		err = errors.Join(err, s.root.RemoveAll(tmpDir+"/"+e.Name()))
+	}
+	if err != nil {
 		return fmt.Errorf("sweeping unfinished downloads: %w", err)
 	}
-	return s.root.Mkdir(tmpDir, 0o700)
+	return nil
 }
 
 func (s *Store) takeLock() error {

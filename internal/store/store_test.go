@@ -35,7 +35,7 @@ func put(t *testing.T, s *Store, path, body string) {
 }
 
 func tryPut(s *Store, path, body string) error {
-	p, err := s.Create(path, int64(len(body)))
+	p, err := s.Create(path, digest.Unverified(int64(len(body)), "test"), true)
 	if err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ func tryPut(s *Store, path, body string) error {
 	if _, err := io.WriteString(p, body); err != nil {
 		return err
 	}
-	return p.Commit(digest.Unverified(int64(len(body)), "test"), mtime)
+	return p.Commit(digest.Unverified(int64(len(body)), "test"), digest.Sum{}, mtime, nil)
 }
 
 func get(s *Store, path string) (string, error) {
@@ -131,12 +131,12 @@ func TestCommitDemandsAnExpectation(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := open(t)
 			put(t, s, "pub/f", "old")
-			p, err := s.Create("pub/f", -1)
+			p, err := s.Create("pub/f", digest.Unverified(-1, "test"), true)
 			if err != nil {
 				t.Fatal(err)
 			}
 			io.WriteString(p, "hello")
-			if err := p.Commit(test.want, mtime); err == nil {
+			if err := p.Commit(test.want, digest.Sum{}, mtime, nil); err == nil {
 				t.Error("committed")
 			}
 			p.Close()
@@ -266,14 +266,14 @@ func TestRoom(t *testing.T) {
 	s := open(t)
 	s.free = func() (int64, error) { return 100, nil }
 	s.SetReserve(40)
-	p, err := s.Create("pub/a", 50)
+	p, err := s.Create("pub/a", digest.Unverified(50, "test"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Create("pub/b", 11); !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "pub/b needs 11 bytes") {
+	if _, err := s.Create("pub/b", digest.Unverified(11, "test"), true); !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "pub/b needs 11 bytes") {
 		t.Errorf("beyond what is free: %v", err)
 	}
-	q, err := s.Create("pub/c", 10)
+	q, err := s.Create("pub/c", digest.Unverified(10, "test"), true)
 	if err != nil {
 		t.Errorf("the last room: %v", err)
 	}
@@ -285,7 +285,7 @@ func TestRoom(t *testing.T) {
 	if n := s.claimed.Load(); n != 0 {
 		t.Errorf("%d bytes are still claimed", n)
 	}
-	u, err := s.Create("pub/d", -1)
+	u, err := s.Create("pub/d", digest.Unverified(-1, "test"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +341,7 @@ func TestReopening(t *testing.T) {
 	if _, err := Open(s.dir, 0); err == nil || !strings.Contains(err.Error(), "another instantmirror (pid ") {
 		t.Errorf("a second daemon: %v", err)
 	}
-	p, err := s.Create("pub/g", -1)
+	p, err := s.Create("pub/g", digest.Unverified(-1, "test"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -382,7 +382,7 @@ func TestRefusedRoots(t *testing.T) {
 
 func TestOpenWhilePending(t *testing.T) {
 	s := open(t)
-	p, _ := s.Create("pub/f", 5)
+	p, _ := s.Create("pub/f", digest.Unverified(5, "test"), true)
 	io.WriteString(p, "he")
 	early, err := p.Open()
 	if err != nil {
@@ -390,7 +390,7 @@ func TestOpenWhilePending(t *testing.T) {
 	}
 	defer early.Close()
 	io.WriteString(p, "llo")
-	if err := p.Commit(digest.Unverified(5, "test"), mtime); err != nil {
+	if err := p.Commit(digest.Unverified(5, "test"), digest.Sum{}, mtime, nil); err != nil {
 		t.Fatal(err)
 	}
 	late, err := p.Open()
@@ -404,10 +404,10 @@ func TestOpenWhilePending(t *testing.T) {
 		}
 	}
 	p.Close()
-	q, _ := s.Create("pub/g", 5)
+	q, _ := s.Create("pub/g", digest.Unverified(5, "test"), true)
 	defer q.Close()
 	io.WriteString(q, "hello")
-	if err := q.Commit(digest.Unverified(5, "test"), mtime); err != nil {
+	if err := q.Commit(digest.Unverified(5, "test"), digest.Sum{}, mtime, nil); err != nil {
 		t.Fatal(err)
 	}
 	put(t, s, "pub/g", "other")

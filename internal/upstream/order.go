@@ -36,6 +36,17 @@ type Attempt struct {
 // Is makes it ErrUnavailable. Deliberately it unwraps to none of its Attempts: a fallback's 404 is no fs.ErrNotExist.
 func (e *UnavailableError) Is(target error) bool { return target == ErrUnavailable }
 
+// Timeout reports whether those that were asked did not say no, but took too long.
+func (e *UnavailableError) Timeout() bool {
+	for _, a := range e.Attempts {
+		var t interface{ Timeout() bool }
+		if !errors.Is(a.Err, ErrStalled) && !errors.Is(a.Err, errSlow) && !(errors.As(a.Err, &t) && t.Timeout()) {
+			return false
+		}
+	}
+	return len(e.Attempts) > 0
+}
+
 // Error names each origin and why it did not help, on one line.
 func (e *UnavailableError) Error() string {
 	var b strings.Builder

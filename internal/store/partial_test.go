@@ -1,0 +1,155 @@
+package store
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/instantmirror/instantmirror/internal/digest"
+)
+
+// known is the expectation of just these bytes.
+func known(body string) digest.Expectation {
+	h := digest.SHA256.New()
+	io.WriteString(h, body)
+	return digest.Known(int64(len(body)), digest.SumOf(digest.SHA256, h))
+}
+
+// TestPartial: a download whose digest is known is taken up again, also by the next process; one that was thrown away,
+// or of other bytes, is not.
+func TestPartial(t *testing.T) {
+	s := open(t)
+	want := known("hello world")
+	begin := func() *Pending {
+		t.Helper()
+		p, err := s.Create("pub/f", want, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p := begin()
+	io.WriteString(p, "hello ")
+	p.Close()
+	if s.claimed.Load() != 0 {
+		t.Errorf("%d bytes are still claimed", s.claimed.Load())
+	}
+	s.Close()
+	s, err := Open(s.dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+
+	other, err := s.Create("pub/f", known("other bytes"), true)
+	if err != nil || other.Size() != 0 {
+		t.Fatalf("other bytes begin with %d, %v", other.Size(), err)
+	}
+	other.Close()
+
+	p = begin()
+	if p.Size() != 6 {
+		t.Fatalf("%d bytes are taken up", p.Size())
+	}
+	io.WriteString(p, "world")
+	if err := p.Commit(want, want.Sum(), mtime, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	if got, err := get(s, "pub/f"); got != "hello world" {
+		t.Errorf("got %q, %v", got, err)
+	}
+
+	p = begin()
+	if p.Size() != 0 {
+		t.Errorf("after the commit, %d bytes are taken up", p.Size())
+	}
+	io.WriteString(p, "wrong")
+	p.Discard()
+	p.Close()
+	p = begin()
+	if p.Size() != 0 {
+		t.Errorf("after discarding, %d bytes are taken up", p.Size())
+	}
+	io.WriteString(p, "wrong")
+	if err := p.Cut(0); err != nil || p.Size() != 0 {
+		t.Errorf("restarted with %d bytes, %v", p.Size(), err)
+	}
+	io.WriteString(p, "hello world, and more than announced")
+	p.Close()
+	p = begin()
+	defer p.Close()
+	if p.Size() != 0 {
+		t.Errorf("more than was announced: %d bytes are taken up", p.Size())
+	}
+}
+
+func TestOldPartialsAreSwept(t *testing.T) {
+	s := open(t)
+	for _, path := range []string{"pub/old", "pub/young"} {
+		p, err := s.Create(path, known("hello"), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(p, "he")
+		p.Close()
+	}
+	old := filepath.Join(s.dir, partialName("pub/old", known("hello")))
+	long := time.Now().Add(-2 * partialAge)
+	if err := os.Chtimes(old, long, long); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s, err := Open(s.dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if left := pending(t, s); len(left) != 1 {
+		t.Errorf("left in tmp: %v", left)
+	}
+}
+
+// TestConfirm: what changed during a long fsync forbids the name.
+func TestConfirm(t *testing.T) {
+	s := open(t)
+	put(t, s, "pub/f", "old")
+	want := known("new")
+	p, err := s.Create("pub/f", want, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	io.WriteString(p, "new")
+	changed := errors.New("changed meanwhile")
+	if err := p.Commit(want, want.Sum(), mtime, func() error { return changed }); !errors.Is(err, changed) {
+		t.Errorf("Commit: %v", err)
+	}
+	if got, _ := get(s, "pub/f"); got != "old" {
+		t.Errorf("pub/f is %q", got)
+	}
+}
+
+func TestWrongDigestIsNotCommitted(t *testing.T) {
+	s := open(t)
+	want := known("right")
+	p, err := s.Create("pub/f", want, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	io.WriteString(p, "wrong")
+	for _, sum := range []digest.Sum{known("wrong").Sum(), {}} {
+		var mismatch *digest.MismatchError
+		if err := p.Commit(want, sum, mtime, nil); !errors.As(err, &mismatch) {
+			t.Errorf("Commit: %v", err)
+		}
+	}
+	if _, err := get(s, "pub/f"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("stored: %v", err)
+	}
+}
