@@ -46,6 +46,8 @@ type Job struct {
 	// Arrived, if not nil, is called when upstream's answer has been carried out: the file is committed, or
 	// upstream said that the stored one is current.
 	Arrived func(Head)
+	// Failed, if not nil, is called when the flight failed.
+	Failed func(error)
 }
 
 // Head is what is known of a file before its body.
@@ -146,6 +148,9 @@ func (g *Group) leave(f *flight) {
 func (f *flight) run() {
 	res := Result{Path: f.job.Path}
 	res.Err = f.fly(&res)
+	if res.Err != nil && f.job.Failed != nil {
+		f.job.Failed(res.Err)
+	}
 	f.start(res.Err) // at the latest
 	f.group.mu.Lock()
 	delete(f.group.flights, f.job.Path)

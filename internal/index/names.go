@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	repositories = []byte("repositories 1") // root → JSON of a Repo
+	repositories = []byte("repositories 1") // slash, root → JSON of a Repo
 	packages     = []byte("packages 1")     // root NUL side → path → Named
 )
 
@@ -54,7 +54,7 @@ func (x *Index) loadRepos() error {
 		return b.ForEach(func(root, v []byte) error {
 			r := new(Repo)
 			if err := json.Unmarshal(v, r); err == nil { // one that can't be read is learned anew
-				x.repos[string(root)] = r
+				x.repos[string(root[1:])] = r
 			}
 			return nil
 		})
@@ -89,7 +89,7 @@ func (x *Index) putRepo(tx *bbolt.Tx, root string, r *Repo) error {
 	if err != nil {
 		return err
 	}
-	if err := b.Put([]byte(root), v); err != nil {
+	if err := b.Put([]byte("/"+root), v); err != nil { // bbolt knows no empty key
 		return fmt.Errorf("remembering the repository %s: %w", root, err)
 	}
 	tx.OnCommit(func() {

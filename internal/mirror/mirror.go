@@ -225,7 +225,6 @@ func (m *Mirror) absent(ctx context.Context, t site.Target, err error) error {
 	case errors.Is(err, upstream.ErrUnavailable) && m.absence.remembered(t.Path):
 		return &AbsentError{Path: t.Path, Remembered: true, Err: err}
 	}
-	m.suspect(t, err)
 	return err
 }
 
@@ -269,6 +268,7 @@ func (m *Mirror) job(t site.Target) fetch.Job {
 		Keep:    t.Action == site.Store,
 		Expect:  func() digest.Expectation { return m.expect(t) },
 		Judge:   m.judge(t),
+		Failed:  func(err error) { m.suspect(t, err) },
 		Current: func() bool { return m.current(t) },
 		Arrived: func(h fetch.Head) { m.arrived(t.Path, h) },
 	}
