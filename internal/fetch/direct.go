@@ -131,7 +131,9 @@ func (d *Direct) reopen(ctx context.Context, off int64) error {
 		return d.open(ctx, off)
 	}
 	d.close()
-	resp, err := continued(ctx, d.job, d.from, d.Head, off)
+	req := d.job.Request
+	req.Offset = off
+	resp, err := continued(ctx, d.job, d.from, d.Head, req)
 	if err != nil {
 		return err
 	}

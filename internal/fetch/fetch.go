@@ -83,6 +83,8 @@ type Group struct {
 	report func(Result)
 	doubts doubts
 	wg     sync.WaitGroup
+	// assumed is assumedRate. Tests, whose files are small, set it.
+	assumed int64
 
 	mu      sync.Mutex // map operations only
 	flights map[string]*flight
@@ -90,7 +92,7 @@ type Group struct {
 
 // New returns a Group whose flights run until ctx ends. report is called at the end of each.
 func New(ctx context.Context, s *store.Store, report func(Result)) *Group {
-	return &Group{ctx: ctx, store: s, report: report, flights: make(map[string]*flight)}
+	return &Group{ctx: ctx, store: s, report: report, flights: make(map[string]*flight), assumed: assumedRate}
 }
 
 // Wait returns when all flights have ended. No Join may follow.
@@ -108,8 +110,10 @@ type flight struct {
 	from    *upstream.Origin // the configured origin that answered first
 	pending *store.Pending   // nil: there is no body
 	spool   *spool.Spool
+	filling time.Time // when the body began
 
-	refs int // followers and the flight itself, under group.mu; pending is closed when it is 0
+	refs   int                 // followers, asides and the flight itself, under group.mu; pending is closed when it is 0
+	asides map[[2]int64]*aside // by offset and end, under group.mu
 }
 
 // Join follows the flight of job's path, beginning it if there is none; joined says that there was. Only the first
@@ -141,6 +145,7 @@ func (g *Group) leave(f *flight) {
 	last := f.refs == 0
 	g.mu.Unlock()
 	if last && f.pending != nil {
+		f.closeAsides()
 		f.pending.Close()
 	}
 }

@@ -17,6 +17,9 @@ type Follower struct {
 	file *os.File // a handle of its own to the growing file; nil before the first CopyTo
 	end  int64    // of the part that the client wants; -1: the file's
 	rest *Direct  // once the flight ran out of room
+
+	aside     *aside   // where some of what the client wants is had sooner; nil: nowhere
+	asideFile *os.File // a handle of its own to that
 }
 
 // Begun is when the flight began.
@@ -42,6 +45,19 @@ func (fo *Follower) Ready(ctx context.Context, off, n int64) error {
 	}
 	if fo.rest != nil {
 		return fo.rest.Ready(ctx, off, n)
+	}
+	fo.leaveAside()
+	end := fo.end
+	if end < 0 {
+		end = fo.f.head.Size
+	}
+	if fo.aside = fo.f.beside(off, end); fo.aside != nil {
+		if _, err := fo.aside.spool.Wait(ctx, 0); err == nil {
+			return nil
+		} else if ctx.Err() != nil {
+			return err
+		}
+		fo.leaveAside() // the fill will bring it
 	}
 	_, err := fo.f.spool.Wait(ctx, off)
 	switch {
@@ -74,6 +90,9 @@ func (fo *Follower) CopyTo(ctx context.Context, w io.Writer, off, n int64) (int6
 	if fo.rest != nil {
 		return fo.rest.CopyTo(ctx, w, off, n)
 	}
+	if m, ok, err := fo.copyAside(ctx, w, off, n); ok {
+		return m, err
+	}
 	have, err := fo.f.spool.Wait(ctx, off)
 	if errors.Is(err, store.ErrNoSpace) {
 		if err := fo.goDirect(ctx, off); err != nil {
@@ -104,6 +123,7 @@ func (fo *Follower) Close() {
 	if fo.rest != nil {
 		fo.rest.Close()
 	}
+	fo.leaveAside()
 	if fo.file != nil {
 		fo.file.Close()
 	}

@@ -207,7 +207,7 @@ func (f *flight) begin(resp *upstream.Response) error {
 		}
 		f.from, f.head = resp.Configured, headOf(resp, f.job.Keep, f.want)
 		f.head.Size = size
-		f.spool = spool.New(f.pending, size, hold)
+		f.spool, f.filling = spool.New(f.pending, size, hold), time.Now()
 		if hold < size || hold == 0 {
 			f.start(nil)
 		}
@@ -261,7 +261,9 @@ func (f *flight) fill(order upstream.Order, resp **upstream.Response, res *Resul
 func (f *flight) goOn(order upstream.Order, failed *upstream.Origin) (*upstream.Response, error) {
 	off := f.spool.Len()
 	if f.want.Sum().IsZero() {
-		return continued(f.group.ctx, f.job, f.from, f.head, off)
+		rest := f.job.Request
+		rest.Offset = off
+		return continued(f.group.ctx, f.job, f.from, f.head, rest)
 	}
 	if f.group.doubts.mixture(f.job.Path, f.want.Sum()) {
 		return nil, errors.New("it is fetched from one origin only, after parts of several did not make the file")
@@ -296,9 +298,10 @@ func skip(resp *upstream.Response, off int64) error {
 	return nil
 }
 
-// continued asks the origin that began the file for the rest of it from off on. Without a digest only the same host and
-// the same validator make the two parts one file.
-func continued(ctx context.Context, job Job, from *upstream.Origin, head Head, off int64) (*upstream.Response, error) {
+// continued asks the origin that began the file for what req says of it, from its Offset on. Without a digest only the
+// same host and the same validator make the two parts one file.
+func continued(ctx context.Context, job Job, from *upstream.Origin, head Head, req upstream.Request) (*upstream.Response, error) {
+	off := req.Offset
 	validator := head.ETag
 	if validator == "" && !head.LastModified.IsZero() {
 		validator = head.LastModified.UTC().Format(http.TimeFormat)
@@ -306,9 +309,8 @@ func continued(ctx context.Context, job Job, from *upstream.Origin, head Head, o
 	if validator == "" || strings.HasPrefix(validator, "W/") {
 		return nil, fmt.Errorf("%s can't be continued at byte %d: %s gave it no strong validator", job.Path, off, head.Origin)
 	}
-	req := job.Request
 	req.LastModified = time.Time{}
-	req.Offset, req.IfRange, req.ETagOrigin = off, validator, head.Origin
+	req.IfRange, req.ETagOrigin = validator, head.Origin
 	resp, err := from.Do(ctx, req)
 	if err != nil {
 		return nil, err

@@ -72,7 +72,10 @@ func Open(dir string, reserve int64) (*Store, error) {
 	s.reserve.Store(reserve)
 	s.free = s.statfs
 	s.handles.open = s.openFile
-	if err := s.prepare(); err != nil {
+	if err = s.prepare(); err == nil {
+		err = checkOneFileSystem(abs)
+	}
+	if err != nil {
 		if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
 			err = fmt.Errorf("%w: the daemon's user must be able to write there", err)
 		}

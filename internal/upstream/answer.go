@@ -157,8 +157,13 @@ func (resp *Response) partial(hresp *http.Response, r Request) (int64, error) {
 	value := hresp.Header.Get("Content-Range")
 	start, end, size, ok := parseContentRange(value)
 	// The rest was asked for: less of it is a file cut short.
-	if !ok || start != r.Offset || size >= 0 && end != size-1 {
-		return 0, fmt.Errorf("206 with Content-Range %.60q, asked for all from byte %d on", value, r.Offset)
+	if r.Length > 0 && ok && size >= 0 {
+		ok = end == min(r.Offset+r.Length, size)-1
+	} else if ok && size >= 0 {
+		ok = end == size-1
+	}
+	if !ok || start != r.Offset {
+		return 0, fmt.Errorf("206 with Content-Range %.60q, asked for %s", value, hresp.Request.Header.Get("Range"))
 	}
 	length := end - start + 1
 	if hresp.ContentLength >= 0 && hresp.ContentLength != length {

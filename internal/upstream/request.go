@@ -36,6 +36,8 @@ type Request struct {
 	// then the whole file is asked for. ETag and LastModified are not used with it.
 	Offset  int64
 	IfRange string
+	// Length above 0 asks for so many bytes from Offset on, instead of all that follow. It means nothing without Offset.
+	Length int64
 	// HTML says that HTML is a legitimate answer for this path.
 	HTML bool
 }
@@ -44,8 +46,8 @@ func (r *Request) check() error {
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return fmt.Errorf("upstream: method %q: %w", r.Method, fs.ErrInvalid)
-	case r.Offset < 0:
-		return fmt.Errorf("upstream: offset %d of %s: %w", r.Offset, r.Path, fs.ErrInvalid)
+	case r.Offset < 0 || r.Length < 0 || r.Offset+r.Length < 0:
+		return fmt.Errorf("upstream: %d bytes from byte %d of %s: %w", r.Length, r.Offset, r.Path, fs.ErrInvalid)
 	case r.Path != "" && !validPath(r.Path):
 		return fmt.Errorf("upstream: path %q: %w", r.Path, fs.ErrInvalid)
 	}
@@ -109,7 +111,11 @@ func (o *Origin) request(ctx context.Context, r Request, u *url.URL) *http.Reque
 	case r.Offset > 0 && r.Method == http.MethodHead:
 	case r.Offset > 0:
 		if r.mayContinue(to) {
-			h.Set("Range", "bytes="+strconv.FormatInt(r.Offset, 10)+"-")
+			span := "bytes=" + strconv.FormatInt(r.Offset, 10) + "-"
+			if r.Length > 0 {
+				span += strconv.FormatInt(r.Offset+r.Length-1, 10)
+			}
+			h.Set("Range", span)
 			if r.IfRange != "" {
 				h.Set("If-Range", r.IfRange)
 			}
