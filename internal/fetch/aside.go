@@ -30,8 +30,11 @@ const (
 type aside struct {
 	off, end int64
 	spool    *spool.Spool
-	pending  *store.Pending // closed with the flight
+	pending  *store.Pending // made before the first byte is written, closed with the flight; nil: there was no room
 }
+
+// Write is the spool's way to the pending file.
+func (a *aside) Write(p []byte) (int, error) { return a.pending.Write(p) }
 
 // beside returns the aside from off to end of the file, asking for it if nobody has yet; nil where the fill is to be
 // awaited: because it will be there soon, or because the end of the file, which must be verified, is wanted.
@@ -50,11 +53,8 @@ func (f *flight) beside(off, end int64) *aside {
 	if len(f.asides) >= maxAsides || f.group.ctx.Err() != nil {
 		return nil
 	}
-	pending, err := f.group.store.Create(f.job.Path, digest.Unverified(end-off, "a part of a file"), false)
-	if err != nil {
-		return nil // no room: the fill may still have its own
-	}
-	a := &aside{off: off, end: end, pending: pending, spool: spool.New(pending, end-off, 0)}
+	a := &aside{off: off, end: end}
+	a.spool = spool.New(a, end-off, 0)
 	if f.asides == nil {
 		f.asides = make(map[[2]int64]*aside)
 	}
@@ -80,11 +80,15 @@ func (f *flight) isFar(off int64) bool {
 // fetchAside brings a's bytes: where the digest of the file is known from anybody, else from the host that sends the
 // file, if it is still the same.
 func (f *flight) fetchAside(a *aside) error {
+	pending, err := f.group.store.Create(f.job.Path, digest.Unverified(a.end-a.off, "a part of a file"), false)
+	if err != nil {
+		return err
+	}
+	a.pending = pending
 	req := upstream.Request{
 		Method: http.MethodGet, Path: f.job.Request.Path, HTML: f.job.Request.HTML, Offset: a.off, Length: a.end - a.off,
 	}
 	var resp *upstream.Response
-	var err error
 	if f.head.Sum.IsZero() {
 		resp, err = continued(f.group.ctx, f.job, f.from, f.head, req)
 	} else {
@@ -110,7 +114,9 @@ func (f *flight) fetchAside(a *aside) error {
 // closeAsides ends what is left of them. Nobody follows any more.
 func (f *flight) closeAsides() {
 	for _, a := range f.asides {
-		a.pending.Close()
+		if a.pending != nil {
+			a.pending.Close()
+		}
 	}
 }
 

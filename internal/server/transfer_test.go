@@ -129,18 +129,58 @@ func TestHerd(t *testing.T) {
 	herd(t, 64, 10<<20, 20<<20)
 }
 
-// BenchmarkHerd is the figure: 64 clients at one cold file of 100 MB from an upstream of 20 MB/s.
+// BenchmarkHerd lets 64 clients ask for one cold file of 100 MB over lines of 20 and of 100 MB/s.
 func BenchmarkHerd(b *testing.B) {
-	const size, perSecond = 100_000_000, 20_000_000
-	for b.Loop() {
-		firsts, all := herd(b, 64, size, perSecond)
-		var worst time.Duration
-		for _, d := range firsts {
-			worst = max(worst, d)
-		}
-		b.ReportMetric(float64(worst.Microseconds())/1000, "ms-to-first-byte-worst")
-		b.ReportMetric(all.Seconds()/(float64(size)/perSecond), "times-the-line's-time")
+	const size = 100_000_000
+	for _, perSecond := range []int64{20_000_000, 100_000_000} {
+		b.Run(fmt.Sprintf("%dMBps", perSecond/1_000_000), func(b *testing.B) {
+			for b.Loop() {
+				firsts, all := herd(b, 64, size, perSecond)
+				var worst time.Duration
+				for _, d := range firsts {
+					worst = max(worst, d)
+				}
+				b.ReportMetric(float64(worst.Microseconds())/1000, "ms-to-first-byte-worst")
+				b.ReportMetric(all.Seconds()/(float64(size)/float64(perSecond)), "times-the-line's-time")
+			}
+		})
 	}
+}
+
+// zeros is a large file of upstream's that needs no memory.
+type zeros struct{}
+
+func (zeros) ReadAt(p []byte, _ int64) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// BenchmarkFarAhead takes 1 MB out of the middle of a cold file of 700 MB over a line of 20 MB/s, and compares it with
+// asking upstream directly.
+func BenchmarkFarAhead(b *testing.B) {
+	const size, off, n = 700_000_000, 350_000_000, 1_000_000
+	span := fmt.Sprintf("bytes=%d-%d", off, off+n-1)
+	took := func(url string) time.Duration {
+		begun := time.Now()
+		resp, err := get(b.Context(), url, "Range", span)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if got, err := io.Copy(io.Discard, resp.Body); got != n || err != nil {
+			b.Fatal(resp.Status, got, err)
+		}
+		return time.Since(begun)
+	}
+	var direct, through time.Duration
+	for b.Loop() {
+		w := newWorld(b)
+		w.up.PutFile("up/43/a.img", mirrortest.File{Content: zeros{}, Size: size, ModTime: fileTime})
+		w.up.Fault("**", mirrortest.Fault{Rate: 20_000_000})
+		direct += took(w.up.URL + "/up/43/a.img")
+		through += took(w.url + "/pub/test/43/a.img")
+	}
+	b.ReportMetric(float64(through)/float64(direct), "times-asking-upstream")
 }
 
 // TestSendfile: the three conditions under which the kernel copies a hit, without its bytes passing through us.
