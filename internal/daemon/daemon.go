@@ -137,24 +137,17 @@ func adviceOnListening(err error) string {
 // way, the flights, the index, the root. It calls ready once it serves, and reloads for each value of reload. The Daemon
 // is closed when it returns.
 func (d *Daemon) Run(ctx context.Context, ls []net.Listener, reload <-chan os.Signal, ready func(context.Context)) error {
-	srv := &http.Server{
-		Handler:           d.server,
-		ReadHeaderTimeout: server.HeaderTimeout,
-		IdleTimeout:       server.IdleTimeout,
-		MaxHeaderBytes:    server.MaxHeaderBytes,
-		ErrorLog:          log.New(noise{d.log}, "", 0),
-		TLSConfig: &tls.Config{
-			MinVersion: tls.VersionTLS12,
-			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-				return d.cert.Load(), nil
-			},
-		},
+	requests := 1 // under way on one connection
+	if d.cert.Load() != nil {
+		requests = maxStreams
 	}
+	bound := connLimit(openFiles(), requests)
+	srv := d.httpServer(bound)
 	var work errgroup.Group
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	for _, l := range ls {
-		d.log.Info("serving", "addr", l.Addr().String(), "root", d.store.Dir(), "version", d.opts.Version)
+		d.log.Info("serving", "addr", l.Addr().String(), "root", d.store.Dir(), "version", d.opts.Version, "connections", bound)
 		work.Go(func() error {
 			err := d.serve(srv, l)
 			if !errors.Is(err, http.ErrServerClosed) {
@@ -195,6 +188,36 @@ func (d *Daemon) Run(ctx context.Context, ls []net.Listener, reload <-chan os.Si
 	err = errors.Join(err, d.Close())
 	d.log.Info("stopped")
 	return err
+}
+
+// httpServer is net/http's server with a bound on everything that a client could hold, limit on its connections.
+func (d *Daemon) httpServer(limit int) *http.Server {
+	return &http.Server{
+		Handler:                      d.server,
+		ReadHeaderTimeout:            server.HeaderTimeout,
+		WriteTimeout:                 server.SendPatience, // of what net/http itself says; d.server sets its own
+		IdleTimeout:                  server.IdleTimeout,
+		MaxHeaderBytes:               server.MaxHeaderBytes,
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: server.SendPatience},
+		ConnState:                    newConns(limit, d.log).changed,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is refused like any other method
+		ErrorLog:                     log.New(noise{d.log}, "", 0),
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS12,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				return d.cert.Load(), nil
+			},
+		},
+	}
+}
+
+// openFiles is how many files this process may have open. Go has raised the soft limit to the hard one.
+func openFiles() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024
+	}
+	return int(min(limit.Cur, 1<<20))
 }
 
 func (d *Daemon) serve(srv *http.Server, l net.Listener) error {

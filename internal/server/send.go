@@ -34,7 +34,7 @@ func record(w http.ResponseWriter) *recorder {
 // extend gives the client the time for one more write of at most sendStep bytes.
 func (w *recorder) extend() {
 	// Both of net/http's servers can do it; a writer of some test that can't is no reason to fail.
-	_ = w.control.SetWriteDeadline(time.Now().Add(sendPatience))
+	_ = w.control.SetWriteDeadline(time.Now().Add(SendPatience))
 }
 
 func (w *recorder) WriteHeader(status int) {

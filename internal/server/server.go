@@ -3,6 +3,7 @@
 package server
 
 import (
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -23,10 +24,12 @@ const (
 	// MaxHeaderBytes bounds a request's header: ten times what any client sends.
 	MaxHeaderBytes = 32 << 10
 
-	// sendStep and sendPatience bound how slow a client may be: that many bytes in that time, 1.7 kB/s. librepo
-	// gives up below 1 kB/s.
+	// SendPatience is how long a client may take for sendStep bytes: 1.7 kB/s. librepo gives up below 1 kB/s.
+	SendPatience = 5 * time.Minute
 	sendStep     = 512 << 10
-	sendPatience = 5 * time.Minute
+
+	// contentPatience is how long a request's content, which nobody reads, may still take to come.
+	contentPatience = time.Second
 
 	reserved = "/-/" // prefix of the paths that are the mirror's own
 )
@@ -64,6 +67,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		begun := time.Now()
 		defer func() { s.access(rec, r, time.Since(begun)) }()
 	}
+	if r.ProtoMajor == 1 && (r.ContentLength != 0 || r.ProtoMinor == 0) {
+		// Where such a request ends is a matter of opinion (RFC 9112 6.1, 6.3): it is the connection's last. Without
+		// the deadline net/http would wait for the content for ever.
+		rec.Header().Set("Connection", "close")
+		if r.ContentLength != 0 {
+			defer func() { _ = rec.control.SetReadDeadline(time.Now().Add(contentPatience)) }()
+		}
+	}
 	s.route(rec, r, view)
 }
 
@@ -85,7 +96,7 @@ func (s *Server) route(w *recorder, r *http.Request, view *View) {
 func (s *Server) mirrorPath(w *recorder, r *http.Request, view *View) {
 	t, err := view.Table.Resolve(r.Host, r.URL.Path)
 	if err != nil {
-		if s.above(w, r, view) {
+		if errors.Is(err, site.ErrNoRoute) && s.above(w, r, view) {
 			return
 		}
 		s.fail(w, r, err)
