@@ -99,8 +99,8 @@ func (s *scanner) root() bool {
 	s.fill(4 << 10)
 	b := s.window()
 	if head, rest, ok := bytes.Cut(b, []byte("?>")); ok && len(head) < 80 {
-		switch strings.ToLower(strings.ReplaceAll(string(bytes.TrimSpace(head)), "'", `"`)) {
-		case `<?xml version="1.0" encoding="utf-8"`, `<?xml version="1.0" encoding="utf-8" standalone="yes"`, `<?xml version="1.0"`:
+		switch strings.ToLower(string(head)) {
+		case `<?xml version="1.0" encoding="utf-8"`, `<?xml version='1.0' encoding='utf-8'`, `<?xml version="1.0" encoding="utf-8" standalone="yes"`, `<?xml version="1.0"`:
 			b = rest
 		}
 	}
@@ -131,15 +131,14 @@ func (s *scanner) root() bool {
 	return ours
 }
 
-// packages reads packages and reports whether it came to the end of the document, which is as it should be. If it did
-// not, the scanner stands before what encoding/xml shall have.
-func (s *scanner) packages(p *primary) (end bool, err error) {
+// packages reads packages until it comes to something else: the root's end, if all is as it should be. What it leaves is
+// for encoding/xml.
+func (s *scanner) packages(p *primary) error {
 	for {
 		s.skipSpace()
-		s.fill(len(rootEnd))
-		b := s.window()
-		if !bytes.HasPrefix(b, packageStart) {
-			return bytes.HasPrefix(b, rootEnd) && s.onlySpace(len(rootEnd)), nil
+		s.fill(len(packageStart))
+		if !bytes.HasPrefix(s.window(), packageStart) {
+			return nil
 		}
 		n, from := -1, 0
 		for {
@@ -149,36 +148,20 @@ func (s *scanner) packages(p *primary) (end bool, err error) {
 			}
 			from = max(0, s.end-s.start-len(packageEnd))
 			if !s.more() {
-				return false, nil
+				return nil
 			}
 		}
-		b = s.window()[:n]
+		b := s.window()[:n]
 		s.pkg = Package{Size: -1, Arch: s.pkg.Arch}
 		pkg := &s.pkg
 		if !pkg.scan(b) {
 			if pkg = s.alone(b); pkg == nil {
-				return false, nil
+				return nil
 			}
 		}
 		s.start += n // whatever comes now, this one is done
 		if err := p.add(pkg); err != nil {
-			return false, err
-		}
-	}
-}
-
-// onlySpace reports whether nothing but space follows the next n bytes. What it reads stays in the window.
-func (s *scanner) onlySpace(n int) bool {
-	for {
-		b := s.window()
-		for n < len(b) && space(b[n]) {
-			n++
-		}
-		if n < len(b) {
-			return false
-		}
-		if !s.more() {
-			return s.err == io.EOF
+			return err
 		}
 	}
 }
@@ -292,17 +275,7 @@ func (pkg *Package) scan(b []byte) bool {
 // take takes one element.
 func (pkg *Package) take(name string, attrs []attr, text []byte) bool {
 	var value, base []byte
-	wanted := ""
-	switch name {
-	case "checksum":
-		wanted = "type"
-	case "size":
-		wanted = "package"
-	case "time":
-		wanted = "file"
-	case "location":
-		wanted = "href"
-	}
+	wanted := attributeOf(name)
 	for _, a := range attrs {
 		switch {
 		case string(a.name) == wanted:
@@ -316,16 +289,7 @@ func (pkg *Package) take(name string, attrs []attr, text []byte) bool {
 	if !plain(value) || !plain(base) {
 		return false
 	}
-	switch name {
-	case "size":
-		pkg.Size = count(string(value))
-	case "time":
-		pkg.FileTime = max(0, count(string(value)))
-	case "location":
-		pkg.Href, pkg.Base = string(value), string(base)
-	default:
-		pkg.set(name, string(value), text)
-	}
+	pkg.set(name, string(value), string(base), bytes.TrimSpace(text))
 	return true
 }
 
@@ -398,23 +362,20 @@ var class = func() (c [256]byte) {
 
 // nameEnd is where the name that begins at b[i] ends, or -1 if there is none, or one that only encoding/xml knows.
 func nameEnd(b []byte, i int) int {
-	if i >= len(b) || class[b[i]] != letter {
-		return -1
-	}
-	prefix := 0
-	start := i
-	for ; i < len(b); i++ {
+	colons := 0
+	for start := i; i < len(b); i++ {
 		switch class[b[i]] {
 		case other:
-			if prefix > 0 && prefix == i-1 {
+			if i == start || colons > 1 {
 				return -1
 			}
 			return i
-		case colon:
-			if prefix > 0 || i == start {
+		case digit:
+			if i == start {
 				return -1
 			}
-			prefix = i
+		case colon:
+			colons++
 		}
 	}
 	return -1

@@ -40,6 +40,9 @@ func same(t *testing.T, name string, lim Limits) []Package {
 	}
 	got, err := all(bytes.NewReader(file), lim)
 	doc, done, slowErr := openFile(bytes.NewReader(file), lim)
+	if race && len(file) > 1<<20 {
+		return got
+	}
 	var want []Package
 	if slowErr == nil {
 		want, slowErr = allSlowly(doc)
@@ -155,7 +158,9 @@ func TestRealRepomds(t *testing.T) {
 			}
 			vouched++
 			if rec.Type == "primary" {
-				same(t, filepath.Join(dir, p), Limits{Size: rec.Size, OpenSize: rec.OpenSize})
+				if _, err := all(bytes.NewReader(b), Limits{Size: rec.Size, OpenSize: rec.OpenSize}); err != nil {
+					t.Errorf("%s: %v", p, err)
+				}
 			}
 		}
 	}

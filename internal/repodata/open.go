@@ -42,21 +42,23 @@ func openFile(r io.Reader, lim Limits) (doc io.Reader, done func(), err error) {
 	stored := &bounded{r: r, what: "file", most: maxStored, declared: lim.Size}
 	b := bufio.NewReaderSize(stored, 64<<10)
 	magic, err := b.Peek(6)
-	if err != nil && err != io.EOF {
+	switch {
+	case len(magic) > 0: // what else there is comes again with the next Read
+	case errors.Is(err, io.EOF):
+		return nil, nil, errors.New("file is empty")
+	default:
 		return nil, nil, err
 	}
 	var open io.Reader
 	done, err = func() {}, nil
 	has := func(prefix string) bool { return bytes.HasPrefix(magic, []byte(prefix)) }
 	switch {
-	case len(magic) == 0:
-		return nil, nil, errors.New("file is empty")
 	case has("\x1f\x8b"):
 		open, err = gzip.NewReader(b)
 	case has("BZh"):
 		open = bzip2.NewReader(b)
 	case has("\xfd7zXZ\x00"):
-		open = newXZ(b, windowFor(lim.OpenSize))
+		open = newXZ(b, lim.OpenSize)
 	case has("\x28\xb5\x2f\xfd"), len(magic) >= 4 && magic[0]&0xf0 == 0x50 && string(magic[1:4]) == "\x2a\x4d\x18": // or a frame to skip
 		var z *zstd.Decoder
 		z, err = zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow),
@@ -77,39 +79,32 @@ func openFile(r io.Reader, lim Limits) (doc io.Reader, done func(), err error) {
 	return &bounded{r: open, what: "document", most: maxOpen, declared: lim.OpenSize, of: stored}, done, nil
 }
 
-// windowFor is the window that a document of at most openSize bytes can make use of.
-func windowFor(openSize int64) int64 {
-	if openSize <= 0 {
-		return maxWindow
-	}
-	return min(openSize, maxWindow)
-}
-
-// bounded passes on no more than is allowed, and then fails.
+// bounded passes on no more than is allowed, and then fails. Its errors stay.
 type bounded struct {
 	r              io.Reader
 	what           string
 	n              int64 // bytes passed on
 	most, declared int64
 	of             *bounded // the file, if this is what it was opened to
+	err            error
 }
 
-func (b *bounded) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
+func (b *bounded) Read(p []byte) (n int, err error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	n, b.err = b.r.Read(p)
 	b.n += int64(n)
 	limit, why := b.most, "are read at most"
 	switch {
-	case b.declared > 0:
-		if b.declared < limit {
-			limit, why = b.declared, "were declared"
-		}
-	case b.of != nil:
-		if most := max(freeOpen, maxRatio*b.of.n); most < limit {
-			limit, why = most, fmt.Sprintf("are read at most of a file of undeclared open size, %d bytes so far", b.of.n)
-		}
+	case b.declared > 0 && b.declared < limit:
+		limit, why = b.declared, "were declared"
+	case b.declared <= 0 && b.of != nil && max(freeOpen, maxRatio*b.of.n) < limit:
+		limit, why = max(freeOpen, maxRatio*b.of.n), "are read at most, for the size of the file, where none was declared"
 	}
 	if over := b.n - limit; over > 0 {
-		return max(0, n-int(over)), fmt.Errorf("%s is longer than the %d bytes that %s", b.what, limit, why)
+		n = max(0, n-int(over))
+		b.err = fmt.Errorf("%s is longer than the %d bytes that %s", b.what, limit, why)
 	}
-	return n, err
+	return n, b.err
 }

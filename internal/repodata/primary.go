@@ -3,7 +3,6 @@ package repodata
 import (
 	"bytes"
 	"encoding/xml"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -30,12 +29,12 @@ type Package struct {
 }
 
 // ReadPrimary calls yield for each package of the primary.xml that is stored in r, in whatever compression but zchunk;
-// name is for messages. Yield gets the same *Package each time: it must copy what it keeps. An error of yield ends the
-// reading and is returned as it is.
+// name is for messages. Yield must copy of the *Package what it keeps: the next one may stand in the same place. An error
+// of yield ends the reading and is returned as it is.
 //
 // Packages without a location are left out. What was yielded before an error is what the document said, but a document
-// that ends in an error is not one to act upon. Memory stays within some MiB and the compression's window (at most 64
-// MiB), however long the document is.
+// that ends in an error is not one to act upon. However long it is, reading it takes some MiB, and for xz and zstd what
+// the file asks for, up to 32 MiB.
 func ReadPrimary(r io.Reader, name string, lim Limits, yield func(*Package) error) error {
 	doc, done, err := openFile(r, lim)
 	if err != nil {
@@ -73,105 +72,61 @@ func (p *primary) add(pkg *Package) error {
 // read takes the fast way as far as it leads.
 func (p *primary) read(s *scanner) error {
 	if s.root() {
-		if end, err := s.packages(p); end || err != nil {
+		if err := s.packages(p); err != nil {
 			return err
 		}
 	}
-	// The slow reader gets the root's tag, unless that is still to be read, and what is left.
+	// The slow reader gets the root's tag, unless that is still to be read, and what is left: at best the root's end.
 	return p.slow(io.MultiReader(bytes.NewReader(s.tag), s))
 }
 
 // slow reads a document by encoding/xml. It says what is right: the fast reader yields the same, or leaves it to slow.
 func (p *primary) slow(r io.Reader) error {
-	d := newDocument(r)
-	root, err := d.root("metadata")
-	if err != nil {
-		return err
+	var pkg Package
+	f := format{
+		root: "metadata", entry: "package", fields: " name arch checksum size time location ",
+		begin: func(xml.StartElement) { pkg = Package{Size: -1} },
+		set: func(t xml.StartElement, text []byte) {
+			pkg.set(t.Name.Local, attribute(t, "", attributeOf(t.Name.Local)), attribute(t, xmlSpace, "base"), text)
+		},
+		end: func() error { return p.add(&pkg) },
 	}
-	var (
-		pkg    Package
-		inside bool   // a package
-		field  string // the element in it whose text we take
-		kind   string // of the checksum
-		text   text
-	)
-	for {
-		t, err := d.token()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		switch t := t.(type) {
-		case xml.StartElement:
-			ours := t.Name.Space == root.Name.Space
-			switch {
-			case d.depth == 1:
-				return errTwoRoots
-			case d.depth == 2:
-				inside = ours && t.Name.Local == "package"
-				pkg = Package{Size: -1}
-			case d.depth == 3 && inside && ours:
-				text.b = text.b[:0]
-				switch t.Name.Local {
-				case "name", "arch":
-					field = t.Name.Local
-				case "checksum":
-					field, kind = t.Name.Local, attribute(t, "", "type")
-				case "size":
-					pkg.Size = count(attribute(t, "", "package"))
-				case "time":
-					pkg.FileTime = max(0, count(attribute(t, "", "file")))
-				case "location":
-					pkg.Href, pkg.Base = attribute(t, "", "href"), attribute(t, xmlSpace, "base")
-				}
-			}
-		case xml.CharData:
-			if field != "" && d.depth == 3 {
-				if err := text.add(field, t); err != nil {
-					return err
-				}
-			}
-		case xml.EndElement:
-			switch {
-			case d.depth == 3 && field != "":
-				pkg.set(field, kind, text.b)
-				field = ""
-			case d.depth == 2 && inside:
-				if err := p.add(&pkg); err != nil {
-					return err
-				}
-			}
-		}
-	}
+	return f.read(r)
 }
 
-var errTwoRoots = errors.New("something follows the root element")
+// attributeOf is the attribute that we take of an element besides xml:base.
+func attributeOf(element string) string {
+	switch element {
+	case "checksum":
+		return "type"
+	case "size":
+		return "package"
+	case "time":
+		return "file"
+	case "location":
+		return "href"
+	}
+	return ""
+}
 
-// set takes the text of an element; kind is the type of a checksum.
-func (pkg *Package) set(element, kind string, text []byte) {
-	text = bytes.TrimSpace(text)
+// set takes an element: its attribute, its xml:base and its text.
+func (pkg *Package) set(element, value, base string, text []byte) {
 	switch element {
 	case "name":
 		pkg.Name = string(text)
 	case "arch":
-		if pkg.Arch != string(text) { // the fast reader left the last one's, which is mostly the same
+		if pkg.Arch != string(text) { // the fast reader leaves the last one's there, which is mostly the same
 			pkg.Arch = string(text)
 		}
 	case "checksum":
-		pkg.Sum = sum(kind, string(text))
+		pkg.Sum = sum(value, text)
+	case "size":
+		pkg.Size = count(value)
+	case "time":
+		pkg.FileTime = max(0, count(value))
+	case "location":
+		pkg.Href, pkg.Base = value, base
 	}
-}
-
-// attribute is the value of an attribute, the last one's if it is there twice.
-func attribute(t xml.StartElement, space, local string) (value string) {
-	for _, a := range t.Attr {
-		if a.Name.Space == space && a.Name.Local == local {
-			value = a.Value
-		}
-	}
-	return value
 }
 
 // count reads a number of bytes or seconds; -1 is what is none.
@@ -185,12 +140,12 @@ func count(text string) int64 {
 
 // sum reads a digest. What is malformed or of a kind that we do not know is none: it is no reason to refuse the rest of a
 // repository, and what it should have vouched for is then vouched for by nothing.
-func sum(kind, hex string) digest.Sum {
+func sum(kind string, hex []byte) digest.Sum {
 	a, err := digest.ParseAlgorithm(kind)
 	if err != nil {
 		return digest.Sum{}
 	}
-	s, err := digest.ParseSum(a, hex)
+	s, err := digest.ParseSum(a, string(hex))
 	if err != nil {
 		return digest.Sum{}
 	}

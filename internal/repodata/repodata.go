@@ -83,93 +83,48 @@ func ParseRepomd(r io.Reader) (*Repomd, error) {
 }
 
 func parseRepomd(r io.Reader) (*Repomd, error) {
-	d := newDocument(r)
-	root, err := d.root("repomd")
-	if err != nil {
+	var (
+		md  Repomd
+		rec Record
+	)
+	f := format{
+		root: "repomd", entry: "data", beside: "revision", fields: " location checksum open-checksum size open-size timestamp ",
+		begin: func(t xml.StartElement) { rec = Record{Type: attribute(t, "", "type"), Size: -1, OpenSize: -1} },
+		set: func(t xml.StartElement, text []byte) {
+			switch t.Name.Local {
+			case "revision":
+				md.Revision = string(text)
+			case "location":
+				rec.Href, rec.Base = attribute(t, "", "href"), attribute(t, xmlSpace, "base")
+			case "checksum":
+				rec.Sum = sum(attribute(t, "", "type"), text)
+			case "open-checksum":
+				rec.OpenSum = sum(attribute(t, "", "type"), text)
+			case "size":
+				rec.Size = count(string(text))
+			case "open-size":
+				rec.OpenSize = count(string(text))
+			case "timestamp":
+				if f, err := strconv.ParseFloat(string(text), 64); err == nil && f >= 0 && f < math.MaxInt64 {
+					rec.Timestamp = int64(f)
+				}
+			}
+		},
+		end: func() error {
+			if rec.Href == "" {
+				return nil
+			}
+			if len(md.Records) == maxRecords {
+				return fmt.Errorf("more than %d records", maxRecords)
+			}
+			md.Records = append(md.Records, rec)
+			return nil
+		},
+	}
+	if err := f.read(r); err != nil {
 		return nil, err
 	}
-	var (
-		md     Repomd
-		rec    Record
-		inside bool   // a record
-		field  string // the element whose text we take
-		at     int    // its depth
-		kind   string // of the checksum
-		text   text
-	)
-	for {
-		t, err := d.token()
-		if err == io.EOF {
-			return &md, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		switch t := t.(type) {
-		case xml.StartElement:
-			ours := t.Name.Space == root.Name.Space
-			switch {
-			case d.depth == 1:
-				return nil, errTwoRoots
-			case d.depth == 2:
-				inside = ours && t.Name.Local == "data"
-				rec = Record{Type: attribute(t, "", "type"), Size: -1, OpenSize: -1}
-				if ours && t.Name.Local == "revision" {
-					field, at, text.b = t.Name.Local, d.depth, text.b[:0]
-				}
-			case d.depth == 3 && inside && ours:
-				switch t.Name.Local {
-				case "checksum", "open-checksum", "size", "open-size", "timestamp":
-					field, at, kind, text.b = t.Name.Local, d.depth, attribute(t, "", "type"), text.b[:0]
-				case "location":
-					rec.Href, rec.Base = attribute(t, "", "href"), attribute(t, xmlSpace, "base")
-				}
-			}
-		case xml.CharData:
-			if field != "" && d.depth == at {
-				if err := text.add(field, t); err != nil {
-					return nil, err
-				}
-			}
-		case xml.EndElement:
-			switch {
-			case field != "" && d.depth == at:
-				value := strings.TrimSpace(string(text.b))
-				if field == "revision" {
-					md.Revision = value
-				} else {
-					rec.set(field, kind, value)
-				}
-				field = ""
-			case d.depth == 2 && inside:
-				if rec.Href == "" {
-					break
-				}
-				if len(md.Records) == maxRecords {
-					return nil, fmt.Errorf("more than %d records", maxRecords)
-				}
-				md.Records = append(md.Records, rec)
-			}
-		}
-	}
-}
-
-// set takes the text of an element; kind is the type of a checksum.
-func (rec *Record) set(element, kind, text string) {
-	switch element {
-	case "checksum":
-		rec.Sum = sum(kind, text)
-	case "open-checksum":
-		rec.OpenSum = sum(kind, text)
-	case "size":
-		rec.Size = count(text)
-	case "open-size":
-		rec.OpenSize = count(text)
-	case "timestamp":
-		if f, err := strconv.ParseFloat(text, 64); err == nil && f >= 0 && f < math.MaxInt64 {
-			rec.Timestamp = int64(f)
-		}
-	}
+	return &md, nil
 }
 
 // Bounds on a path: those of Linux file systems (NAME_MAX, PATH_MAX).
@@ -182,10 +137,10 @@ const (
 // root is repo, "" if that is the mirror's. An href may lead out of the repository ("../"); where it leads out of the
 // mirror, or to no file, is an error. external means that clients get it somewhere else, and there is no path.
 //
-// It does what dnf, yum and zypper do: base and href are put behind the repository's URL as they are (a base is a
-// directory with or without a slash at its end, slashes at the beginning of href do not count), and characters that URLs
-// reserve stand for themselves: "%2B" in an href is a file whose name has a percent sign, which clients ask for as
-// "%252B". A base of "media:#2" says on which disc the file is; all discs of a set share one tree.
+// It does what dnf and librepo do: base and href are put behind the repository's URL as they are (a base is a directory
+// with or without a slash at its end, slashes at the beginning of href do not count), and characters that URLs reserve
+// stand for themselves, for createrepo_c encodes none: "%2B" in an href is a file whose name has a percent sign, which
+// clients ask for as "%252B". A base of "media:#2" says on which disc the file is; all discs of a set share one tree.
 func Join(repo, base, href string) (name string, external bool, err error) {
 	if strings.Contains(href, "://") || elsewhere(base) {
 		return "", true, nil

@@ -81,7 +81,7 @@ func TestRepomdRefused(t *testing.T) {
 		"text":         {"404 not found", "no root element"},
 		"gzip":         {string(gz(t, doc)), "XML"},
 		"many records": {"<repomd>" + strings.Repeat(`<data type="a"><location href="b"/></data>`, 1001) + "</repomd>", "more than 1000 records"},
-		"long":         {"<repomd>" + strings.Repeat("<a></a>", maxRepomd/7) + "</repomd>", "longer than the 4194304 bytes"},
+		"long":         {"<repomd>" + strings.Repeat("<a>"+strings.Repeat("x", 1000)+"</a>", maxRepomd/1000) + "</repomd>", "longer than the 4194304 bytes"},
 		"long text":    {"<repomd><revision>" + strings.Repeat("a", 5000), "text of <revision> is longer"},
 		"two":          {"<repomd/><repomd/>", "follows the root"},
 		"entity":       {"<repomd><revision>&a;</revision></repomd>", "entity"},

@@ -46,8 +46,12 @@ func (c *counter) ReadByte() (byte, error) {
 
 var errXZ = errors.New("malformed xz")
 
-func newXZ(r *bufio.Reader, most int64) *xzReader {
-	return &xzReader{in: counter{r: r}, most: max(most, lzma.MinDictCap)}
+// newXZ reads a document of at most openSize bytes, if that is known.
+func newXZ(r *bufio.Reader, openSize int64) *xzReader {
+	if openSize <= 0 {
+		openSize = maxWindow
+	}
+	return &xzReader{in: counter{r: r}, most: min(max(openSize, lzma.MinDictCap), maxWindow)}
 }
 
 func (x *xzReader) Read(p []byte) (int, error) {
@@ -62,11 +66,12 @@ func (x *xzReader) Read(p []byte) (int, error) {
 		x.open += int64(n)
 		if err == io.EOF {
 			x.block = nil
-			err = x.skip(x.padding() + int64(x.check))
+			if err := x.skip(x.padding() + int64(x.check)); err != nil || n > 0 {
+				return n, err
+			}
+			continue
 		}
-		if n > 0 || err != nil {
-			return n, err
-		}
+		return n, err
 	}
 }
 
@@ -174,7 +179,7 @@ func (x *xzReader) skip(n int64) error {
 
 // cut is err where the end of the file is no end.
 func cut(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err
