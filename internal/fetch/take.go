@@ -77,10 +77,8 @@ func (f *flight) take(res *Result) error {
 		}
 		found = r.sum
 	}
-	if refused, err := f.judge(found); refused && parts > 1 {
-		return &wrongError{err: err}
-	} else if refused {
-		return &wrongError{err: err, origin: resp.Configured}
+	if refused, err := f.judge(found); refused {
+		return f.wrong(resp, parts, err)
 	} else if err != nil {
 		return err
 	}
@@ -91,11 +89,18 @@ func (f *flight) take(res *Result) error {
 		return nil
 	}
 	if err := f.commit(found, res); err != nil {
-		f.pending.Discard()
-		return err
+		return err // followers still read it
 	}
 	f.arrived(res.Sum)
 	return nil
+}
+
+// wrong blames who sent resp for err, if all of the file came from there.
+func (f *flight) wrong(resp *upstream.Response, parts int, err error) error {
+	if parts > 1 {
+		return &wrongError{err: err}
+	}
+	return &wrongError{err: err, origin: resp.Configured}
 }
 
 // judge is the verdict over the whole body: refused, with the reason, or an error of our own.
@@ -154,10 +159,15 @@ func (f *flight) ask(order upstream.Order) (*upstream.Response, error) {
 		case err == nil, errors.As(err, &wrong), errors.Is(err, fs.ErrNotExist), f.group.ctx.Err() != nil:
 			return resp, err
 		}
-		// It may be the range that nobody could answer.
-		if err := f.pending.Cut(0); err != nil {
+		// It may be the range that nobody could answer. If it is not, what is here stays for a better day.
+		if resp, err = f.request(order, req); err != nil {
 			return nil, err
 		}
+		if err := f.pending.Cut(0); err != nil {
+			resp.Body.Close()
+			return nil, err
+		}
+		return resp, nil
 	}
 	return f.request(order, req)
 }
@@ -233,12 +243,13 @@ func (f *flight) fill(order upstream.Order, resp **upstream.Response, res *Resul
 		}
 		n, err := io.CopyBuffer(f.spool, struct{ io.Reader }{body}, buffer)
 		res.Bytes += n
-		if err == nil && f.head.Size >= 0 && f.spool.Len() != f.head.Size {
+		if err == nil && f.head.Size >= 0 && f.spool.Len() < f.head.Size {
 			err = fmt.Errorf("%s sent %d of %d bytes of %s: %w", (*resp).Origin, f.spool.Len(), f.head.Size, f.job.Path, io.ErrUnexpectedEOF)
 		}
 		if err == nil || f.group.ctx.Err() != nil || errors.Is(err, store.ErrNoSpace) {
 			return parts, err
 		}
+		err = fmt.Errorf("%w to the end: %w", upstream.ErrUnavailable, err)
 		if idle++; n >= partGrowth {
 			idle = 0
 		}
