@@ -109,7 +109,7 @@ func (d *Direct) blame(err error) error {
 
 // CopyTo copies what upstream sends of the file from off on, n bytes at most; io.EOF at its end. Ready must have been
 // called for the part that off lies in.
-func (d *Direct) CopyTo(ctx context.Context, w io.Writer, off, n int64) (int64, error) {
+func (d *Direct) CopyTo(_ context.Context, w io.Writer, off, n int64) (int64, error) {
 	if d.body == nil || d.pos != off {
 		return 0, fmt.Errorf("passing %s through: asked for byte %d at byte %d", d.job.Path, off, d.pos)
 	}

@@ -59,10 +59,10 @@ func (s *Server) repoFile(w *recorder, r *http.Request, view *View, name string)
 // urlOf is where the client reaches p, without a slash at its end: by the name that it used, unless that name belongs to
 // another profile and leads nowhere else.
 func urlOf(r *http.Request, view *View, p *site.Profile) string {
-	switch owner := view.Table.Host(r.Host); {
-	case owner == p:
+	switch view.Table.Host(r.Host) {
+	case p:
 		return base(r, r.Host)
-	case owner == nil:
+	case nil:
 		return base(r, r.Host) + p.Path
 	}
 	addr, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)

@@ -106,8 +106,12 @@ func linksOut(dir string) ([]string, error) {
 		}
 		target, err := filepath.EvalSymlinks(p)
 		if err != nil { // it leads nowhere: where would that be?
-			if target, err = os.Readlink(p); err != nil {
+			target, err = os.Readlink(p)
+			if errors.Is(err, fs.ErrNotExist) {
 				return nil
+			}
+			if err != nil {
+				return err
 			}
 			if !filepath.IsAbs(target) {
 				target = filepath.Join(filepath.Dir(p), target)
