@@ -37,6 +37,7 @@ test: ## all tests that this machine can run, and what was skipped
 	exit $$status
 
 soak: ## what takes longer than make test allows
+	@for tool in zypper http-cache-tests librepo; do sh internal/mirrortest/$$tool.sh || echo "make soak: no $$tool"; done
 	INSTANTMIRROR_SOAK=1 $(GO) test -count=1 -timeout 80m $(RACE) $(PKGS)
 
 race: ## the tests under the race detector, three times over

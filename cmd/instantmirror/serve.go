@@ -37,6 +37,8 @@ type serveCmd struct {
 
 // Run serves until SIGTERM or SIGINT. A second signal ends the process at once.
 func (c *serveCmd) Run(o output) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP) // before anything else: by default it would end us
 	opts := c.options()
 	opts.Listen = c.Listen
 	pool := newPool()
@@ -55,8 +57,6 @@ func (c *serveCmd) Run(o output) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
 	return d.Run(ctx, ls, hup, func(ctx context.Context) { welcome(ctx, o.out, setup, ls) })
 }
 

@@ -92,13 +92,6 @@ func (d *Daemon) Close() error {
 	return errors.Join(d.index.Close(), d.store.Close())
 }
 
-// Setup is what is in force now.
-func (d *Daemon) Setup() *Setup {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.setup
-}
-
 // Listen returns the sockets that systemd passed, or else opens the configured addresses.
 func (d *Daemon) Listen() ([]net.Listener, error) {
 	passed, err := activation.Listeners()

@@ -50,7 +50,7 @@ func (f *flight) beside(off, end int64) *aside {
 	if a, ok := f.asides[[2]int64{off, end}]; ok {
 		return a
 	}
-	if len(f.asides) >= maxAsides || f.group.ctx.Err() != nil {
+	if len(f.asides) >= maxAsides || f.ctx.Err() != nil {
 		return nil
 	}
 	a := &aside{off: off, end: end}
@@ -90,11 +90,11 @@ func (f *flight) fetchAside(a *aside) error {
 	}
 	var resp *upstream.Response
 	if f.head.Sum.IsZero() {
-		resp, err = continued(f.group.ctx, f.job, f.from, f.head, req)
+		resp, err = continued(f.ctx, f.job, f.from, f.head, req)
 	} else {
 		var order upstream.Order
 		if order, err = f.group.doubts.trusted(f.job.Path, f.head.Sum, f.job.Order); err == nil {
-			resp, err = upstream.Do(f.group.ctx, order, req)
+			resp, err = upstream.Do(f.ctx, order, req)
 		}
 	}
 	if err != nil {

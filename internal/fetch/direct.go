@@ -91,6 +91,9 @@ func (d *Direct) verified(ctx context.Context, off int64) error {
 	d.body = digest.NewReader(whole, d.want, d.job.Path, HoldBack)
 	d.pos = off
 	_, err := io.CopyN(io.Discard, d.body, off)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
 	return d.blame(err)
 }
 

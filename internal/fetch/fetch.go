@@ -8,6 +8,7 @@ package fetch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -23,6 +24,12 @@ var ErrCurrent = errors.New("current meanwhile")
 
 // ErrRefused says that what upstream sent was refused by its Judge.
 var ErrRefused = errors.New("what upstream sent is refused")
+
+// maxFlights bounds the flights under way, each of which costs a goroutine and, once it has a body, two open files.
+const maxFlights = 4096
+
+// errBusy ends a request for which there is no flight to be had.
+var errBusy = fmt.Errorf("%w: %d files are being fetched already", upstream.ErrUnavailable, maxFlights)
 
 // HoldBack is how many bytes at the end of a file no follower gets before its digest was found right: less than a
 // client could take for the whole, little enough to be there at once. A shorter file is held back whole.
@@ -56,6 +63,7 @@ type Head struct {
 	Size        int64
 	ModTime     time.Time  // which the file has once it is stored
 	Keep        bool       // it will be stored, if all goes well
+	Framed      bool       // its end will be seen to be one; else it is wherever the connection ends
 	Sum         digest.Sum // which it must have, and has once it arrived; zero if nothing says so
 
 	Origin       string    // scheme://host that sends it
@@ -103,6 +111,8 @@ type flight struct {
 	begun   time.Time
 	job     Job
 	group   *Group
+	ctx     context.Context // the group's; cancelled too when nobody wants what is not kept
+	cancel  context.CancelFunc
 	started chan struct{} // closed once what follows is set; it is constant from then on
 	head    Head
 	err     error
@@ -124,8 +134,14 @@ func (g *Group) Join(job Job) (fo *Follower, joined bool) {
 	f, joined := g.flights[job.Path]
 	if !joined {
 		f = &flight{begun: time.Now(), job: job, group: g, started: make(chan struct{}), refs: 1}
-		g.flights[job.Path] = f
-		g.wg.Go(f.run)
+		f.ctx, f.cancel = context.WithCancel(g.ctx)
+		if len(g.flights) >= maxFlights {
+			f.cancel()
+			f.start(errBusy)
+		} else {
+			g.flights[job.Path] = f
+			g.wg.Go(f.run)
+		}
 	}
 	f.refs++
 	return &Follower{f: f}, joined
@@ -143,6 +159,11 @@ func (g *Group) leave(f *flight) {
 	g.mu.Lock()
 	f.refs--
 	last := f.refs == 0
+	if f.refs == 1 && !f.job.Keep && g.flights[f.job.Path] == f {
+		// Nobody is left to get what nobody keeps.
+		delete(g.flights, f.job.Path)
+		f.cancel()
+	}
 	g.mu.Unlock()
 	if last && f.pending != nil {
 		f.closeAsides()
@@ -158,8 +179,14 @@ func (f *flight) run() {
 	}
 	f.start(res.Err) // at the latest
 	f.group.mu.Lock()
-	delete(f.group.flights, f.job.Path)
+	if f.group.flights[f.job.Path] == f {
+		delete(f.group.flights, f.job.Path)
+	}
 	f.group.mu.Unlock()
+	f.cancel()
+	if f.pending != nil {
+		f.pending.Unclaim()
+	}
 	f.group.leave(f)
 	res.Time = time.Since(f.begun)
 	f.group.report(res)
@@ -187,8 +214,10 @@ func (f *flight) fly(res *Result) error {
 	if f.job.Current != nil && f.job.Current() {
 		return ErrCurrent
 	}
-	if err := f.group.store.Room(f.job.Path); err != nil {
-		return err
+	if f.job.Request.ETag == "" && f.job.Request.LastModified.IsZero() { // else there may be no body
+		if err := f.group.store.Room(f.job.Path); err != nil {
+			return err
+		}
 	}
 	f.want = f.job.Expect()
 	err := f.take(res)

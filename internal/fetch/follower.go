@@ -28,6 +28,9 @@ func (fo *Follower) Begun() time.Time { return fo.f.begun }
 // Head waits for upstream's answer. Errors are those of upstream.Do, *digest.MismatchError, store.ErrNoSpace where the
 // file can't be spooled (then Direct passes it through), and ErrCurrent.
 func (fo *Follower) Head(ctx context.Context) (Head, error) {
+	if fo.f.hasStarted() { // however late it is
+		return fo.f.head, fo.f.err
+	}
 	select {
 	case <-fo.f.started:
 		return fo.f.head, fo.f.err

@@ -61,7 +61,7 @@ func (f *flight) take(res *Result) error {
 		return err
 	}
 
-	ctx, cancel := context.WithCancel(f.group.ctx)
+	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
 	sum := f.follow(ctx)
 	parts, err := f.fill(order, &resp, res)
@@ -89,7 +89,8 @@ func (f *flight) take(res *Result) error {
 		return nil
 	}
 	if err := f.commit(found, res); err != nil {
-		return err // followers still read it
+		f.pending.Discard()
+		return err
 	}
 	f.arrived(res.Sum)
 	return nil
@@ -156,7 +157,7 @@ func (f *flight) ask(order upstream.Order) (*upstream.Response, error) {
 				return nil, err
 			}
 			return resp, nil
-		case err == nil, errors.As(err, &wrong), errors.Is(err, fs.ErrNotExist), f.group.ctx.Err() != nil:
+		case err == nil, errors.As(err, &wrong), errors.Is(err, fs.ErrNotExist), f.ctx.Err() != nil:
 			return resp, err
 		}
 		// It may be the range that nobody could answer. If it is not, what is here stays for a better day.
@@ -175,10 +176,10 @@ func (f *flight) ask(order upstream.Order) (*upstream.Response, error) {
 // request asks order. An upstream's 404 is not final where metadata here name the path: the other upstreams and the
 // fallbacks may still have what the first one dropped.
 func (f *flight) request(order upstream.Order, req upstream.Request) (*upstream.Response, error) {
-	resp, err := upstream.Do(f.group.ctx, order, req)
+	resp, err := upstream.Do(f.ctx, order, req)
 	if errors.Is(err, fs.ErrNotExist) && !f.want.Sum().IsZero() {
 		rest := upstream.Order{Fallbacks: slices.Concat(order.Upstreams[1:], order.Fallbacks)}
-		if other, oerr := upstream.Do(f.group.ctx, rest, req); oerr == nil {
+		if other, oerr := upstream.Do(f.ctx, rest, req); oerr == nil {
 			resp, err = other, nil
 		} else if last := f.group.doubts.why(f.job.Path, f.want.Sum()); last != nil {
 			err = last // who has the path has other bytes than those that are wanted
@@ -246,7 +247,7 @@ func (f *flight) fill(order upstream.Order, resp **upstream.Response, res *Resul
 		if err == nil && f.head.Size >= 0 && f.spool.Len() < f.head.Size {
 			err = fmt.Errorf("%s sent %d of %d bytes of %s: %w", (*resp).Origin, f.spool.Len(), f.head.Size, f.job.Path, io.ErrUnexpectedEOF)
 		}
-		if err == nil || f.group.ctx.Err() != nil || errors.Is(err, store.ErrNoSpace) {
+		if err == nil || f.ctx.Err() != nil || errors.Is(err, store.ErrNoSpace) {
 			return parts, err
 		}
 		err = fmt.Errorf("%w to the end: %w", upstream.ErrUnavailable, err)
@@ -274,7 +275,7 @@ func (f *flight) goOn(order upstream.Order, failed *upstream.Origin) (*upstream.
 	if f.want.Sum().IsZero() {
 		rest := f.job.Request
 		rest.Offset = off
-		return continued(f.group.ctx, f.job, f.from, f.head, rest)
+		return continued(f.ctx, f.job, f.from, f.head, rest)
 	}
 	if f.group.doubts.mixture(f.job.Path, f.want.Sum()) {
 		return nil, errors.New("it is fetched from one origin only, after parts of several did not make the file")
@@ -289,7 +290,7 @@ func (f *flight) goOn(order upstream.Order, failed *upstream.Origin) (*upstream.
 	}
 	req := upstream.Request{Method: http.MethodGet, Path: f.job.Request.Path, HTML: f.job.Request.HTML, Offset: off}
 	// As fallbacks: that one of them does not have the file decides nothing.
-	resp, err := upstream.Do(f.group.ctx, upstream.Order{Fallbacks: append(list, failed)}, req)
+	resp, err := upstream.Do(f.ctx, upstream.Order{Fallbacks: append(list, failed)}, req)
 	if err != nil {
 		return nil, err
 	}
@@ -302,11 +303,14 @@ func (f *flight) goOn(order upstream.Order, failed *upstream.Origin) (*upstream.
 
 // skip reads over what resp has before off: some servers know no ranges.
 func skip(resp *upstream.Response, off int64) error {
-	if _, err := io.CopyN(io.Discard, resp.Body, off-resp.Offset); err != nil {
-		resp.Body.Close()
-		return err
+	_, err := io.CopyN(io.Discard, resp.Body, off-resp.Offset)
+	if errors.Is(err, io.EOF) { // bare, it would be taken for the end of a whole file
+		err = io.ErrUnexpectedEOF
 	}
-	return nil
+	if err != nil {
+		resp.Body.Close()
+	}
+	return err
 }
 
 // continued asks the origin that began the file for what req says of it, from its Offset on. Without a digest only the
@@ -326,7 +330,7 @@ func continued(ctx context.Context, job Job, from *upstream.Origin, head Head, r
 	if err != nil {
 		return nil, err
 	}
-	if resp.Origin != head.Origin || head.Size >= 0 && resp.Size != head.Size || resp.ETag != head.ETag ||
+	if resp.Origin != head.Origin || head.Size >= 0 && resp.Size != head.Size || head.Size < 0 && !resp.Framed || resp.ETag != head.ETag ||
 		!resp.LastModified.Equal(head.LastModified) {
 		resp.Body.Close()
 		return nil, fmt.Errorf("%s can't be continued at byte %d: %s now has another file than %s had", job.Path, off, resp.Origin, head.Origin)
@@ -382,6 +386,7 @@ func headOf(resp *upstream.Response, keep bool, want digest.Expectation) Head {
 	h := Head{
 		NotModified: resp.Status == http.StatusNotModified, Size: resp.Size, ModTime: resp.LastModified,
 		Keep: keep && (resp.Framed || !want.Sum().IsZero()), Sum: want.Sum(),
+		Framed: resp.Framed || !want.Sum().IsZero(),
 		Origin: resp.Origin, ETag: resp.ETag, LastModified: resp.LastModified,
 	}
 	if h.ModTime.IsZero() {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -56,13 +57,13 @@ func Open(dir string) (x *Index, note string, err error) {
 		return nil, "", fmt.Errorf("making the state directory: %w: make it yourself and let the daemon's user own it, or name another (state, --state)", err)
 	}
 	file := filepath.Join(dir, "index.db")
-	db, err := open(file)
+	x, err = open(file)
 	if damaged(err) {
 		note = fmt.Sprintf("%s is damaged (%v) and was put aside as %s.bad; what it held will be asked of upstream again", file, err, file)
 		if err := os.Rename(file, file+".bad"); err != nil {
 			return nil, "", fmt.Errorf("putting the damaged index aside: %w", err)
 		}
-		db, err = open(file)
+		x, err = open(file)
 	}
 	if errors.Is(err, bbolterrors.ErrTimeout) {
 		return nil, "", fmt.Errorf("%s is in use by another instantmirror: stop that one, or give this one a --state directory of its own", file)
@@ -70,30 +71,54 @@ func Open(dir string) (x *Index, note string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("opening the index %s: %w", file, err)
 	}
-	x = &Index{db: db, dirty: make(map[string]Belief)}
-	if err := x.loadRepos(); err != nil {
-		return nil, "", errors.Join(fmt.Errorf("reading the index %s: %w", file, err), db.Close())
-	}
 	return x, note, nil
 }
 
-func open(file string) (*bbolt.DB, error) {
-	db, err := bbolt.Open(file, 0o644, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
-	if err != nil {
-		return nil, err
-	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		_, err := tx.CreateBucketIfNotExists(beliefs)
-		return err
+// open opens the file, reads what is kept in memory, and sees whether it can be written.
+func open(file string) (*Index, error) {
+	x := &Index{dirty: make(map[string]Belief)}
+	err := guard(func() (err error) {
+		x.db, err = bbolt.Open(file, 0o644, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+		if err != nil {
+			return err
+		}
+		err = x.db.Update(func(tx *bbolt.Tx) error {
+			_, err := tx.CreateBucketIfNotExists(beliefs)
+			return err
+		})
+		return errors.Join(err, x.loadRepos())
 	})
 	if err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, err // with what is damaged left open: closing it could wait for ever
 	}
-	return db, nil
+	return x, nil
+}
+
+// view and update are the database's own, guarded.
+func (x *Index) view(f func(*bbolt.Tx) error) error {
+	return guard(func() error { return x.db.View(f) })
+}
+
+func (x *Index) update(f func(*bbolt.Tx) error) error {
+	return guard(func() error { return x.db.Update(f) })
+}
+
+// errDamaged is what a damaged page is turned into, on which bbolt panics or faults.
+var errDamaged = errors.New("the index is damaged")
+
+// guard calls f, which uses the database, and turns its panics and faults into errDamaged.
+func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", errDamaged, p)
+		}
+	}()
+	return f()
 }
 
 func damaged(err error) bool {
-	return errors.Is(err, bbolterrors.ErrInvalid) || errors.Is(err, bbolterrors.ErrChecksum) ||
+	return errors.Is(err, errDamaged) || errors.Is(err, bbolterrors.ErrInvalid) || errors.Is(err, bbolterrors.ErrChecksum) ||
 		errors.Is(err, bbolterrors.ErrVersionMismatch)
 }
 
@@ -106,7 +131,7 @@ func (x *Index) Get(path string) (Belief, bool) {
 		return b, true
 	}
 	// A belief that can't be read is no belief: upstream is asked instead.
-	err := x.db.View(func(tx *bbolt.Tx) error {
+	err := x.view(func(tx *bbolt.Tx) error {
 		v := tx.Bucket(beliefs).Get([]byte(path))
 		if v == nil {
 			return nil
@@ -160,7 +185,7 @@ func (x *Index) flush() error {
 	if len(batch) == 0 {
 		return nil
 	}
-	err := x.db.Update(func(tx *bbolt.Tx) error {
+	err := x.update(func(tx *bbolt.Tx) error {
 		for path, b := range batch {
 			v, err := json.Marshal(b)
 			if err != nil {

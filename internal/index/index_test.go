@@ -1,7 +1,9 @@
 package index
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -128,5 +130,61 @@ func TestOneProcessAtATime(t *testing.T) {
 	defer x.Close()
 	if _, _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "another instantmirror") {
 		t.Errorf("second Open: %v", err)
+	}
+}
+
+// TestDamagedPages: bbolt panics or faults on pages that are not what they should be; the index is put aside, or says
+// that it does not know, and nothing else stops.
+func TestDamagedPages(t *testing.T) {
+	filled := func(t *testing.T, dir string) {
+		t.Helper()
+		x := reopen(t, dir)
+		for i := range 2000 {
+			x.Put(fmt.Sprintf("pub/%d", i), belief)
+		}
+		r, primary := records("one")
+		if err := x.SetRecords(root, r, primary); err != nil {
+			t.Fatal(err)
+		}
+		setPackages(t, x, "one", 2000)
+		if err := x.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	filled(t, dir)
+	good, err := os.ReadFile(filepath.Join(dir, "index.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	damages := map[string][]byte{"cut": good[:2*page], "cut in the middle": good[:len(good)/2/page*page]}
+	for at := 2; at < len(good)/page; at += 7 {
+		b := bytes.Clone(good)
+		for i := range page {
+			b[at*page+i] = byte(i * 7)
+		}
+		damages[fmt.Sprintf("page %d", at)] = b
+	}
+	for name, b := range damages {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, "index.db"), b, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			x, _, err := Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range 2000 {
+				x.Get(fmt.Sprintf("pub/%d", i))
+				x.Named(fmt.Sprintf("%s/Packages/p%d.rpm", root, i))
+			}
+			x.Put("pub/new", belief)
+			_ = x.flush()
+			if got, ok := x.Get("pub/new"); !ok || got != belief {
+				t.Errorf("what is new is not known: %v, %v", got, ok)
+			}
+		})
 	}
 }

@@ -46,7 +46,7 @@ func (r *Repo) current() bool {
 // loadRepos reads all repositories into memory.
 func (x *Index) loadRepos() error {
 	x.repos = make(map[string]*Repo)
-	return x.db.View(func(tx *bbolt.Tx) error {
+	return x.view(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(repositories)
 		if b == nil {
 			return nil
@@ -76,7 +76,7 @@ func (x *Index) SetRecords(root string, records map[string]Named, primary string
 	if old, ok := x.Repo(root); ok {
 		r.Packages, r.Outside, r.Side = old.Packages, old.Outside, old.Side
 	}
-	return x.db.Update(func(tx *bbolt.Tx) error { return x.putRepo(tx, root, r) })
+	return x.update(func(tx *bbolt.Tx) error { return x.putRepo(tx, root, r) })
 }
 
 // putRepo writes r, and puts it in force when the transaction is on disk.
@@ -114,7 +114,7 @@ func (x *Index) SetPackages(root string, primary digest.Sum, each func(yield fun
 		r.Side = "b"
 	}
 	bucket := side(root, r.Side)
-	if err := x.db.Update(func(tx *bbolt.Tx) error { return dropSide(tx, bucket) }); err != nil {
+	if err := x.update(func(tx *bbolt.Tx) error { return dropSide(tx, bucket) }); err != nil {
 		return err
 	}
 	type entry struct {
@@ -125,7 +125,7 @@ func (x *Index) SetPackages(root string, primary digest.Sum, each func(yield fun
 	outside := map[string]bool{}
 	flush := func() error {
 		slices.SortFunc(pending, func(a, b entry) int { return strings.Compare(a.path, b.path) })
-		err := x.db.Update(func(tx *bbolt.Tx) error {
+		err := x.update(func(tx *bbolt.Tx) error {
 			all, err := tx.CreateBucketIfNotExists(packages)
 			if err != nil {
 				return err
@@ -161,7 +161,7 @@ func (x *Index) SetPackages(root string, primary digest.Sum, each func(yield fun
 		return fmt.Errorf("remembering the packages of %s: %w", root, err)
 	}
 	r.Outside = slices.Sorted(maps.Keys(outside))
-	return x.db.Update(func(tx *bbolt.Tx) error {
+	return x.update(func(tx *bbolt.Tx) error {
 		now, ok := x.Repo(root)
 		if !ok {
 			return nil
@@ -221,7 +221,7 @@ func (x *Index) Named(p string) []Named {
 		return list
 	}
 	// What can't be read is not known: the file is fetched unverified, and verified once it is.
-	_ = x.db.View(func(tx *bbolt.Tx) error {
+	_ = x.view(func(tx *bbolt.Tx) error {
 		all := tx.Bucket(packages)
 		if all == nil {
 			return nil

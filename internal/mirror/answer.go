@@ -21,6 +21,7 @@ type Answer struct {
 	Target  site.Target
 	Size    int64 // bytes; -1 while upstream has not said and the file is still arriving
 	ModTime time.Time
+	Framed  bool // its end will be seen to be one; false only where Size is -1
 
 	// How the answer came about, in the words of RFC 9211. A hit has no Fwd.
 	Fwd       string // why upstream was asked: uri-miss, stale, bypass
@@ -44,12 +45,12 @@ type follower interface {
 
 // stored answers with a file of the tree, which it then owns.
 func stored(t site.Target, f *store.File) *Answer {
-	return &Answer{Target: t, Size: f.Size, ModTime: f.ModTime, file: f}
+	return &Answer{Target: t, Size: f.Size, ModTime: f.ModTime, Framed: true, file: f}
 }
 
 // arriving answers with the body of a flight, whose follower it then owns.
 func arriving(t site.Target, f *fetch.Follower, h fetch.Head, joined bool) *Answer {
-	return &Answer{Target: t, Size: h.Size, ModTime: h.ModTime, Stored: h.Keep, Collapsed: joined, body: f}
+	return &Answer{Target: t, Size: h.Size, ModTime: h.ModTime, Framed: h.Framed, Stored: h.Keep, Collapsed: joined, body: f}
 }
 
 // Hit reports whether the answer needed nothing of upstream.

@@ -52,6 +52,18 @@ func (k *checks) note(path string, c check) {
 	k.m[path] = c
 }
 
+// learn notes c, unless something was noted meanwhile: then it returns that.
+func (k *checks) learn(path string, c check) check {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if now, ok := k.m[path]; ok {
+		return now
+	}
+	k.m = bounded(k.m)
+	k.m[path] = c
+	return c
+}
+
 // postpone notes that asking again makes no sense for a while. It keeps a check that was noted meanwhile.
 func (k *checks) postpone(path string, c check, d time.Duration, why string) {
 	k.mu.Lock()
@@ -80,13 +92,11 @@ func (m *Mirror) lastCheck(path string, file *store.File) check {
 	c, ok := m.checks.get(path)
 	if !ok {
 		c.belief, _ = m.index.Get(path)
+		c = m.checks.learn(path, c)
 	}
 	if c.belief.Size != file.Size || !c.belief.ModTime.Equal(file.ModTime) {
-		c = check{belief: index.Belief{Size: file.Size, ModTime: file.ModTime, LastModified: file.ModTime}}
-		ok = false
-	}
-	if !ok {
-		m.checks.note(path, c)
+		// Not noted: file may be the one that was just replaced.
+		c.belief = index.Belief{Size: file.Size, ModTime: file.ModTime, LastModified: file.ModTime}
 	}
 	return c
 }

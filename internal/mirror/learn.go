@@ -40,13 +40,16 @@ func (m *Mirror) judge(t site.Target) func(io.Reader) error {
 	switch {
 	case name == "repomd.xml" && t.Class == site.Pointer:
 		return func(r io.Reader) error { return m.learnRecords(root, r) }
-	case t.Class == site.Metadata:
+	case name != "" && t.Class == site.Metadata:
+		m.relearn(t.Path)
+		repo, ok := m.index.Repo(root)
+		if !ok || repo.Primary != t.Path || repo.Records[t.Path].Sum.IsZero() {
+			return nil
+		}
 		return func(r io.Reader) error {
 			// Its digest is right, so the client gets it, be it of any use to us or not.
-			if repo, ok := m.index.Repo(root); ok && repo.Primary == t.Path {
-				if err := m.learnPackages(root, t.Path, repo.Records[t.Path], r); err != nil {
-					m.report(err)
-				}
+			if err := m.learnPackages(root, t.Path, repo.Records[t.Path], r); err != nil {
+				m.report(err)
 			}
 			return nil
 		}

@@ -28,6 +28,9 @@ import (
 // patience is how long a request waits for upstream when there is a stored file to answer with.
 const patience = 5 * time.Second
 
+// awaited is how long a file of upstream's may be, in bytes, to be awaited before it takes the place of a stored one.
+const awaited = 1 << 20
+
 // What Cache-Status says of a file that is due and could not be checked.
 const (
 	staleFile    = "stale"
@@ -125,13 +128,23 @@ func (m *Mirror) open(ctx context.Context, t site.Target, miss missFunc) (*Answe
 func (m *Mirror) revalidate(ctx context.Context, t site.Target, file *store.File, c check) (*Answer, error) {
 	stale := func(why string) *Answer {
 		a := stored(t, file)
-		a.hasTTL, a.TTL, a.Detail = true, time.Until(c.due(t.Rule.Refresh)), why
+		a.hasTTL, a.TTL, a.Detail = !c.belief.Checked.IsZero(), time.Until(c.due(t.Rule.Refresh)), why
 		return a
 	}
 	if time.Now().Before(c.retry) {
 		return stale(c.why), nil
 	}
 	job := m.job(t)
+	job.Arrived = func(h fetch.Head) {
+		// A 304 is about the file whose validators were sent, and not about one that was put in its place.
+		if now, err := m.store.Get(t.Path); err == nil && h.NotModified {
+			defer now.Close()
+			if now.Size != file.Size || !now.ModTime.Equal(file.ModTime) {
+				return
+			}
+		}
+		m.arrived(t.Path, h)
+	}
 	// Where it is known what the file must be, and not that it is so, a 304 would tell nothing.
 	if job.Expect().Sum().IsZero() {
 		job.Request.LastModified = c.belief.LastModified
@@ -144,11 +157,24 @@ func (m *Mirror) revalidate(ctx context.Context, t site.Target, file *store.File
 	defer cancel()
 	head, err := flight.Head(wait)
 	if err == nil && !head.NotModified {
-		a := arriving(t, flight, head, joined)
-		a.Fwd = "stale"
-		return a, nil
+		// A small file is awaited, so that one that breaks off does not take the place of what is here.
+		if head.Size > 0 && head.Size <= awaited {
+			err = flight.Ready(wait, head.Size-1, 1)
+		}
+		if err == nil || errors.Is(err, context.DeadlineExceeded) {
+			a := arriving(t, flight, head, joined)
+			a.Fwd = "stale"
+			return a, nil
+		}
 	}
 	flight.Close()
+	if errors.Is(err, store.ErrNoSpace) {
+		// What is stored may be stale, but new bytes can be had: pass them through.
+		var a *Answer
+		if a, err = m.direct(ctx, t, "stale"); err == nil {
+			return a, nil
+		}
+	}
 	switch {
 	case err == nil:
 		a := stored(t, file)
@@ -158,9 +184,6 @@ func (m *Mirror) revalidate(ctx context.Context, t site.Target, file *store.File
 		return nil, err
 	case errors.Is(err, fetch.ErrCurrent):
 		return nil, err
-	case errors.Is(err, store.ErrNoSpace):
-		// What is stored may be stale, but new bytes can be had: pass them through.
-		return m.direct(ctx, t, "stale")
 	case errors.Is(err, fs.ErrNotExist):
 		// Upstream dropped it. What is here may be the last copy: it is served, and marked.
 		m.checks.postpone(t.Path, c, t.Rule.Refresh, goneUpstream)
@@ -194,7 +217,10 @@ func (m *Mirror) miss(ctx context.Context, t site.Target) (*Answer, error) {
 	case err == nil:
 		return nil, fetch.ErrCurrent // it was stored when the flight began
 	case errors.Is(err, store.ErrNoSpace):
-		return m.direct(ctx, t, whyMissed(t))
+		var a *Answer
+		if a, err = m.direct(ctx, t, whyMissed(t)); err == nil {
+			return a, nil
+		}
 	}
 	return nil, m.absent(ctx, t, err)
 }
@@ -210,7 +236,7 @@ func (m *Mirror) look(ctx context.Context, t site.Target) (*Answer, error) {
 	if err != nil {
 		return nil, m.absent(ctx, t, err)
 	}
-	return &Answer{Target: t, Size: resp.Size, ModTime: resp.LastModified, Fwd: whyMissed(t)}, nil
+	return &Answer{Target: t, Size: resp.Size, ModTime: resp.LastModified, Framed: resp.Framed, Fwd: whyMissed(t)}, nil
 }
 
 // absent makes an AbsentError of err, which ended the request for t, if upstream said now that t does not exist, or
@@ -256,7 +282,7 @@ func (m *Mirror) direct(ctx context.Context, t site.Target, fwd string) (*Answer
 	if err != nil {
 		return nil, err
 	}
-	return &Answer{Target: t, Size: d.Head.Size, ModTime: d.Head.ModTime, Fwd: fwd, Detail: "no-room", body: d}, nil
+	return &Answer{Target: t, Size: d.Head.Size, ModTime: d.Head.ModTime, Framed: d.Head.Framed, Fwd: fwd, Detail: "no-room", body: d}, nil
 }
 
 // job says how t is fetched.

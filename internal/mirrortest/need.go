@@ -22,6 +22,7 @@ var debian = map[string]string{
 	"zck":           "zchunk",
 	"unzck":         "zchunk",
 	"nginx":         "nginx-light",
+	"node":          "nodejs",
 	"mkisofs":       "genisoimage",
 	"isoinfo":       "genisoimage",
 	"implantisomd5": "isomd5sum",

@@ -80,6 +80,7 @@ var (
 var faultTable = []struct {
 	name           string
 	fault          mirrortest.Fault
+	shut           bool                      // upstream refuses connections
 	set            func(w *faultWorld)       // instead of fault
 	during         func(w *faultWorld)       // while the client waits
 	pool           func(pool *upstream.Pool) // shorter time-outs
@@ -160,13 +161,9 @@ var faultTable = []struct {
 	{name: "gzip", fault: mirrortest.Fault{Gzip: true}, known: noAnswer, unknown: noAnswer},
 	{name: "redirect loop", fault: mirrortest.Loop, known: noAnswer, unknown: noAnswer},
 	{name: "redirect to a dead host", known: noAnswer, unknown: noAnswer,
-		set: func(w *faultWorld) {
-			dead := mirrortest.NewUpstream(w.t)
-			dead.Stop()
-			w.strike(mirrortest.Fault{Redirect: dead.URL + "/*"})
-		}},
+		set: func(w *faultWorld) { w.strike(mirrortest.Fault{Redirect: newDoor(w.t).url + "/*"}) }},
 	{name: "drops the connection", fault: mirrortest.Fault{Drop: true}, known: noAnswer, unknown: noAnswer},
-	{name: "refuses connections", set: func(w *faultWorld) { w.up.Stop() },
+	{name: "refuses connections", shut: true,
 		known:   cells{cell{missing, 0, 0}, cell{arrives, 0, 1}},
 		unknown: cells{cell{missing, 0, 0}, cell{arrives, 0, 1}}},
 }
@@ -205,7 +202,7 @@ func TestFaults(t *testing.T) {
 						slots <- struct{}{}
 						defer func() { <-slots }()
 						t.Run(strings.Join([]string{row.name, file, origins, shape.name}, "/"), func(t *testing.T) {
-							w := newFaultWorld(t, stock, file, origins == "with fallback", row.pool)
+							w := newFaultWorld(t, stock, file, row.shut, origins == "with fallback", row.pool)
 							if row.set != nil {
 								row.set(w)
 							} else {
@@ -332,7 +329,7 @@ func (w *faultWorld) checkRefusal(got reply, wrong bool) {
 	if got.header.Get("Cache-Control") != "no-store" || got.header.Get("Etag")+got.header.Get("Last-Modified")+got.header.Get("Content-Range") != "" {
 		w.t.Errorf("an error looks like a file: %v", got.header)
 	}
-	words := []string{w.up.URL}
+	words := []string{w.upURL}
 	if wrong { // what was expected, what was found
 		words = append(words, fmt.Sprintf("%x", sha256.Sum256(w.right)), fmt.Sprintf("%d bytes", len(w.upstreamHas)))
 	}
@@ -346,11 +343,16 @@ func (w *faultWorld) checkRefusal(got reply, wrong bool) {
 // checkNext lets a client ask after the fault was healed, until it has got the file.
 func (w *faultWorld) checkNext(f fate, truth []byte, stored bool) {
 	w.t.Helper()
+	var backOff time.Time // its end; zero: none
 	next := func(when, want string, truth []byte, most int) reply {
 		w.t.Helper()
 		got := w.ask(w.shape)
 		w.quiet()
-		if outcome := w.outcome(w.shape, got, truth); outcome != want {
+		outcome := w.outcome(w.shape, got, truth)
+		if outcome == right && !backOff.IsZero() && time.Now().After(backOff) {
+			return got
+		}
+		if outcome != want {
 			w.t.Errorf("%s, the next client got: %s; should be %s", when, outcome, want)
 		}
 		if up, fb := w.asked(); up+fb > most {
@@ -374,7 +376,13 @@ func (w *faultWorld) checkNext(f fate, truth []byte, stored bool) {
 		w.checkRefusal(next("for ten minutes", refused, w.right, 0), true)
 		w.restart() // which forgets that
 	case w.fallback == nil && w.origin.Health().State == upstream.Down:
-		w.checkRefusal(next("in back-off", refused, w.right, 0), false)
+		backOff = w.origin.Health().Retry
+		got := next("in back-off", refused, w.right, 0)
+		if got.status < 500 {
+			return // this machine is so slow that it was over
+		}
+		w.checkRefusal(got, false)
+		backOff = time.Time{}
 		if err := w.origin.Probe(w.t.Context()); err != nil {
 			w.t.Error(err)
 		}

@@ -74,6 +74,9 @@ func urlOf(r *http.Request, view *View, p *site.Profile) string {
 
 // base is the URL of this mirror by the name host.
 func base(r *http.Request, host string) string {
+	if addr, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && host == "" { // HTTP/1.0
+		host = addr.String()
+	}
 	u := url.URL{Scheme: "http", Host: host}
 	if r.TLS != nil {
 		u.Scheme = "https"

@@ -129,9 +129,10 @@ func (s *Server) ready(w *recorder, r *http.Request, a *mirror.Answer, part byte
 }
 
 // sendUnsized sends a file whose length is not known yet: in chunks, so that its end is explicit. An HTTP/1.0 client
-// could not tell a cut body from a whole one; for it, the whole file is awaited.
+// could not tell a cut body from a whole one; for it, the whole file is awaited. What upstream may have cut without a
+// sign is passed on without one.
 func (s *Server) sendUnsized(w *recorder, r *http.Request, a *mirror.Answer, kind string) {
-	if r.Method == http.MethodGet && !r.ProtoAtLeast(1, 1) {
+	if r.Method == http.MethodGet && !r.ProtoAtLeast(1, 1) && a.Framed {
 		n, err := length(r.Context(), a)
 		if err != nil {
 			s.fail(w, r, err)
@@ -144,6 +145,11 @@ func (s *Server) sendUnsized(w *recorder, r *http.Request, a *mirror.Answer, kin
 	all := byteRange{0, -1}
 	if r.Method == http.MethodGet && !s.ready(w, r, a, all) {
 		return
+	}
+	if !a.Framed {
+		// Where upstream's connection ended is all that anybody knows of the end: the client's ends there too, and
+		// says no more. (net/http takes this for: neither length nor chunks.)
+		w.Header().Set("Transfer-Encoding", "identity")
 	}
 	w.Header().Set("Content-Type", kind)
 	w.WriteHeader(http.StatusOK)
@@ -160,7 +166,7 @@ func length(ctx context.Context, a *mirror.Answer) (int64, error) {
 	for off := int64(0); ; {
 		n, err := a.CopyTo(ctx, io.Discard, off, sendStep)
 		off += n
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF { //nolint:errorlint // only the bare one is the end of a whole file
 			return off, nil
 		}
 		if err != nil {
@@ -209,7 +215,7 @@ func (s *Server) sendBytes(w *recorder, r *http.Request, a *mirror.Answer, part 
 		}
 		n, err := a.CopyTo(r.Context(), w, off, step)
 		off += n
-		if errors.Is(err, io.EOF) && part.n < 0 {
+		if err == io.EOF && part.n < 0 { //nolint:errorlint // only the bare one is the end of a whole file
 			return
 		}
 		if err != nil {

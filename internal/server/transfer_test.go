@@ -356,3 +356,17 @@ func TestNothingLeaks(t *testing.T) {
 		}
 	}
 }
+
+// TestUnframedStaysUnframed: where upstream's end is only the connection's, the client's is too; nobody says more than
+// was heard.
+func TestUnframedStaysUnframed(t *testing.T) {
+	for _, proto := range []string{"HTTP/1.0", "HTTP/1.1"} {
+		w := newWorld(t)
+		w.up.PutFile("up/43/a.img", mirrortest.File{Body: []byte("0123456789"), ModTime: fileTime})
+		w.up.Fault("**", mirrortest.Fault{Unframed: true})
+		raw := rawRequest(t, w.url, "GET /pub/test/43/a.img "+proto+"\r\nHost: x\r\n\r\n")
+		if !strings.HasSuffix(raw, "\r\n\r\n0123456789") || strings.Contains(raw, "Content-Length") || strings.Contains(raw, "chunked") {
+			t.Errorf("%s: %q", proto, raw)
+		}
+	}
+}

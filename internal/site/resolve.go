@@ -64,6 +64,9 @@ func (t *Table) Resolve(host, path string) (Target, error) {
 	var r Target
 	if r.Profile = t.Host(host); r.Profile != nil {
 		r.Rel, r.Path = name, join(r.Profile.dir, name)
+		if inner, rel := t.find(r.Path); inner != nil && len(inner.dir) > len(r.Profile.dir) {
+			r.Profile, r.Rel = inner, rel // a profile of its own below this one
+		}
 		if len(r.Path) > maxPath {
 			return Target{}, fmt.Errorf("%w: longer than %d bytes", ErrBadPath, maxPath)
 		}

@@ -56,6 +56,10 @@ func (h *handles) get(name string) (*File, error) {
 		f.File.Close()
 	}
 	f, info, err := h.open(name)
+	for err == nil && info.Sys().(*syscall.Stat_t).Nlink == 0 { // it was replaced between open and fstat
+		f.Close()
+		f, info, err = h.open(name)
+	}
 	if err != nil {
 		return nil, err
 	}

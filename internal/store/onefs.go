@@ -36,7 +36,7 @@ func checkOneFileSystem(root string) error {
 		return err
 	}
 	if len(links) > 0 {
-		return fmt.Errorf("%s: a symlink that leads out of the root is never followed: remove it, or move what it leads to below the root", some(links))
+		return fmt.Errorf("%s: a symlink that leads out of the root, or into what is private, is never followed: remove it, or move what it leads to below the root", some(links))
 	}
 	return nil
 }
@@ -88,7 +88,7 @@ func unescapeMount(s string) string {
 	return b.String()
 }
 
-// linksOut lists the symlinks below dir whose target, be it there or not, lies outside of it.
+// linksOut lists the symlinks below dir whose target, be it there or not, lies outside of it or is private.
 func linksOut(dir string) ([]string, error) {
 	var out []string
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
@@ -117,7 +117,7 @@ func linksOut(dir string) ([]string, error) {
 				target = filepath.Join(filepath.Dir(p), target)
 			}
 		}
-		if target != dir && !strings.HasPrefix(target, dir+"/") {
+		if target != dir && !strings.HasPrefix(target, dir+"/") || strings.HasPrefix(target+"/", filepath.Join(dir, Private)+"/") {
 			out = append(out, p)
 		}
 		return nil

@@ -64,3 +64,34 @@ func TestMountsBelow(t *testing.T) {
 	}
 	s.Close()
 }
+
+// TestFirstStart: a crash at the very first start, and a strict umask, leave a root that works.
+func TestFirstStart(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077))
+	root := filepath.Join(t.TempDir(), "root")
+	for range 2 {
+		s, err := Open(root, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		if info, err := os.Stat(root); err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("the root is %v, %v", info.Mode(), err)
+		}
+		if b, err := os.ReadFile(filepath.Join(root, formatFile)); string(b) != format {
+			t.Errorf("the format is %q, %v", b, err)
+		}
+		if err := os.WriteFile(filepath.Join(root, formatFile), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(Private, filepath.Join(root, "priv")); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(root, 0); err == nil || !strings.Contains(err.Error(), "private") {
+		t.Errorf("a link into what is private: %v", err)
+		if s != nil {
+			s.Close()
+		}
+	}
+}

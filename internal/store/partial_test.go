@@ -88,29 +88,29 @@ func TestPartial(t *testing.T) {
 	}
 }
 
+// TestOldPartialsAreSwept: their age is counted from their last change, and not from the time that upstream gave them.
 func TestOldPartialsAreSwept(t *testing.T) {
 	s := open(t)
-	for _, path := range []string{"pub/old", "pub/young"} {
-		p, err := s.Create(path, known("hello"), true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		io.WriteString(p, "he")
-		p.Close()
-	}
-	old := filepath.Join(s.dir, partialName("pub/old", known("hello")))
-	long := time.Now().Add(-2 * partialAge)
-	if err := os.Chtimes(old, long, long); err != nil {
-		t.Fatal(err)
-	}
-	s.Close()
-	s, err := Open(s.dir, 0)
+	p, err := s.Create("pub/f", known("hello"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	if left := pending(t, s); len(left) != 1 {
-		t.Errorf("left in tmp: %v", left)
+	io.WriteString(p, "hello")
+	p.Close()
+	old := time.Now().Add(-100 * partialAge)
+	if err := os.Chtimes(filepath.Join(s.dir, partialName("pub/f", known("hello"))), old, old); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		keep time.Duration
+		left int
+	}{{partialAge, 1}, {0, 0}} {
+		if err := s.sweep(test.keep); err != nil {
+			t.Fatal(err)
+		}
+		if left := pending(t, s); len(left) != test.left {
+			t.Errorf("those younger than %v are left: %v", test.keep, left)
+		}
 	}
 }
 

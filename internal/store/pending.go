@@ -119,28 +119,36 @@ func (p *Pending) Cut(n int64) error {
 	return nil
 }
 
-// Open returns a new handle to the bytes written so far and to come, with a read offset of its own. The caller
-// closes it. The error is fs.ErrNotExist when the file was thrown away, or committed and then replaced or removed.
+// Open returns a new handle to the bytes written so far and to come, with a read offset of its own, until Close. The
+// caller closes it. Where the file was thrown away, or committed and then replaced or removed, the bytes are still had
+// through /proc; where there is none, the error is fs.ErrNotExist.
 func (p *Pending) Open() (*os.File, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	f, err := p.openName()
+	if err != nil {
+		f, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", p.file.Fd()))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the download of %s: %w", p.path, err)
+	}
+	return f, nil
+}
+
+// openName opens the file by its name, if it still has one. The caller holds p.mu.
+func (p *Pending) openName() (*os.File, error) {
 	if p.name == "" {
-		return nil, fmt.Errorf("opening the download of %s: %w", p.path, fs.ErrNotExist)
+		return nil, fs.ErrNotExist
 	}
 	f, err := p.store.root.Open(p.name)
 	if err != nil {
-		return nil, fmt.Errorf("opening the download of %s: %w", p.path, err)
+		return nil, err
 	}
-	mine, err := p.file.Stat()
-	if err == nil {
-		var info fs.FileInfo
-		if info, err = f.Stat(); err == nil && !os.SameFile(mine, info) {
-			err = fs.ErrNotExist
-		}
-	}
-	if err != nil {
+	mine, err1 := p.file.Stat()
+	named, err2 := f.Stat()
+	if err := errors.Join(err1, err2); err != nil || !os.SameFile(mine, named) {
 		f.Close()
-		return nil, fmt.Errorf("opening the download of %s: %w", p.path, err)
+		return nil, errors.Join(err, fs.ErrNotExist)
 	}
 	return f, nil
 }
@@ -178,7 +186,7 @@ func (p *Pending) Discard() {
 // Close ends the download. What was not committed is gone, unless the next try can take it up. Handles that Open
 // returned can be read on.
 func (p *Pending) Close() {
-	p.unclaim()
+	p.Unclaim()
 	if !p.partial {
 		p.Discard()
 	}
@@ -223,8 +231,8 @@ func (s *Store) Room(path string) error {
 	return err
 }
 
-// unclaim gives back the room that was reserved and not written.
-func (p *Pending) unclaim() {
+// Unclaim gives back the room that was reserved and not written: no more will be.
+func (p *Pending) Unclaim() {
 	p.store.claimed.Add(-p.claimed)
 	p.claimed = 0
 }

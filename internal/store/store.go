@@ -61,8 +61,14 @@ func Open(dir string, reserve int64) (*Store, error) {
 	if abs == "/" {
 		return nil, fmt.Errorf("root %s: the root of the mirror must be a directory of its own, e.g. /srv/mirror", dir)
 	}
+	_, statErr := os.Stat(abs)
 	if err := os.MkdirAll(abs, 0o755); err != nil {
 		return nil, fmt.Errorf("making the root: %w: make it yourself and let the daemon's user own it, or name another (root, --root)", err)
+	}
+	if errors.Is(statErr, fs.ErrNotExist) { // ours: others read it, whatever the umask says
+		if err := os.Chmod(abs, 0o755); err != nil {
+			return nil, fmt.Errorf("making the root: %w", err)
+		}
 	}
 	root, err := os.OpenRoot(abs)
 	if err != nil {
@@ -99,8 +105,8 @@ func (s *Store) prepare() error {
 		return err
 	}
 	switch b, err := s.root.ReadFile(formatFile); {
-	case errors.Is(err, fs.ErrNotExist):
-		if err := s.root.WriteFile(formatFile, []byte(format), 0o644); err != nil {
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(b) == 0: // a crash at the very first start
+		if err := s.writeFormat(); err != nil {
 			return err
 		}
 	case err != nil:
@@ -108,15 +114,39 @@ func (s *Store) prepare() error {
 	case string(b) != format:
 		return fmt.Errorf("%s says %q, not %q: it was made by another version of instantmirror; use that one or another root", formatFile, b, format)
 	}
-	return s.sweep()
+	return s.sweep(partialAge)
 }
 
-// sweep removes what a crash left in tmp, but for downloads that can be taken up again.
-func (s *Store) sweep() error {
+// writeFormat writes the format file, durably.
+func (s *Store) writeFormat() error {
+	const next = tmpDir + "/format"
+	f, err := s.root.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(format)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = s.root.Rename(next, formatFile)
+	}
+	if err == nil {
+		err = s.syncDir(Private)
+	}
+	return err
+}
+
+// changed is when a file was last written or renamed. Its modification time may be upstream's already.
+func changed(info fs.FileInfo) time.Time {
+	st := info.Sys().(*syscall.Stat_t)
+	return time.Unix(st.Ctim.Unix())
+}
+
+// sweep removes what a crash left in tmp, but for downloads younger than keep that can be taken up again.
+func (s *Store) sweep(keep time.Duration) error {
 	entries, err := fs.ReadDir(s.root.FS(), tmpDir)
 	for _, e := range entries {
 		info, ierr := e.Info()
-		if ierr == nil && strings.HasPrefix(e.Name(), partialPrefix) && time.Since(info.ModTime()) < partialAge {
+		if ierr == nil && strings.HasPrefix(e.Name(), partialPrefix) && time.Since(changed(info)) < keep {
 			continue
 		}
 		err = errors.Join(err, s.root.RemoveAll(tmpDir+"/"+e.Name()))

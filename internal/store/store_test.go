@@ -411,7 +411,12 @@ func TestOpenWhilePending(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, s, "pub/g", "other")
-	if _, err := q.Open(); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("opening a download whose file was replaced: %v", err)
+	old, err := q.Open()
+	if err != nil {
+		t.Fatal("opening a download whose file was replaced:", err)
+	}
+	defer old.Close()
+	if b, _ := io.ReadAll(old); string(b) != "hello" {
+		t.Errorf("a download whose file was replaced reads %q", b)
 	}
 }

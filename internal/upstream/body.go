@@ -9,8 +9,16 @@ import (
 	"time"
 )
 
-// ErrStalled is what a body's Read fails with when no byte came for the Pool's StallTimeout.
+// ErrStalled is what a body's Read fails with when no byte came for the Pool's StallTimeout, or so few that a client
+// would give up (librepo: below 1000 B/s for 30 s).
 var ErrStalled = errors.New("stalled")
+
+var errTrickle = fmt.Errorf("%w: fewer than %d bytes in %v", ErrStalled, trickleBytes, trickleTime)
+
+const (
+	trickleTime  = 30 * time.Second // of waiting for the origin
+	trickleBytes = 30_000
+)
 
 // body is Response.Body. Read is for one goroutine; Close may be called by another.
 type body struct {
@@ -21,9 +29,11 @@ type body struct {
 	origin   *Origin
 	what     string // path and host, for errors
 	framed   bool
-	left     int64 // bytes to come; below 0 from the start: only the end tells
-	counted  bool  // left means something
-	err      error // what Read returns from now on
+	left     int64         // bytes to come; below 0 from the start: only the end tells
+	counted  bool          // left means something
+	err      error         // what Read returns from now on
+	waited   time.Duration // inside rc.Read, for the last got bytes
+	got      int64
 	release  func()
 }
 
@@ -46,8 +56,17 @@ func (b *body) Read(p []byte) (int, error) {
 		p = p[:min(len(p), b.origin.limit.Burst())]
 	}
 	b.watchdog.Reset(b.origin.pool.StallTimeout)
+	begun := time.Now()
 	n, err := b.rc.Read(p)
 	b.watchdog.Stop()
+	b.waited, b.got = b.waited+time.Since(begun), b.got+int64(n)
+	if b.waited >= trickleTime {
+		if b.got < trickleBytes && err == nil {
+			b.cancel(errTrickle)
+			err = errTrickle
+		}
+		b.waited, b.got = 0, 0
+	}
 
 	if b.counted {
 		if int64(n) > b.left {
@@ -83,7 +102,9 @@ func (b *body) end(err error) error {
 		b.origin.health.body(nil)
 		return io.EOF
 	case errors.Is(cause, ErrStalled):
-		err = fmt.Errorf("%w: no byte for %v", ErrStalled, b.origin.pool.StallTimeout)
+		if err = cause; cause == ErrStalled { //nolint:errorlint // errTrickle says more
+			err = fmt.Errorf("%w: no byte for %v", ErrStalled, b.origin.pool.StallTimeout)
+		}
 	case cause != nil: // the caller gave up, or closed it
 		return fmt.Errorf("upstream: reading %s: %w", b.what, cause)
 	}

@@ -64,13 +64,30 @@ func TestStall(t *testing.T) {
 	})
 }
 
+// A few bytes now and then, for which no client waits, are a stall.
+func TestTrickle(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.serve("a.example:80", w.drip(1000, 1, 1000, time.Second))
+		resp, err := w.origin("http://a.example").Do(t.Context(), file("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		begun := time.Now()
+		b, err := io.ReadAll(resp.Body)
+		if !errors.Is(err, ErrStalled) || time.Since(begun) > trickleTime+time.Second {
+			t.Errorf("%d bytes, %v after %v", len(b), err, time.Since(begun))
+		}
+	})
+}
+
 // Slow is not stalled, neither upstream nor the reader.
 func TestSlow(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		w.serve("a.example:80", w.drip(20, 1, 20, w.pool.StallTimeout-1))
+		w.serve("a.example:80", w.drip(100_000, 10_000, 100_000, w.pool.StallTimeout-1))
 		w.serve("b.example:80", w.drip(200_000, 1000, 200_000, 0))
 		resp, err := w.origin("http://a.example").Do(t.Context(), file("x"))
-		if got := get(t, resp, err); len(got) != 20 {
+		if got := get(t, resp, err); len(got) != 100_000 {
 			t.Errorf("%d bytes", len(got))
 		}
 		resp, err = w.origin("http://b.example").Do(t.Context(), file("x"))
