@@ -75,12 +75,12 @@ func (b *body) Read(p []byte) (int, error) {
 		b.left -= int64(n)
 	}
 	switch {
-	case err == io.EOF && b.counted && b.left > 0:
+	case errors.Is(err, io.EOF) && b.counted && b.left > 0:
 		err = io.ErrUnexpectedEOF
-	case err == io.EOF && !b.framed && b.ctx.Err() != nil:
+	case errors.Is(err, io.EOF) && !b.framed && b.ctx.Err() != nil:
 		err = context.Cause(b.ctx) // the connection was ours to end
 	}
-	if limit := b.origin.limit; limit != nil && n > 0 && (err == nil || err == io.EOF) {
+	if limit := b.origin.limit; limit != nil && n > 0 && (err == nil || errors.Is(err, io.EOF)) {
 		if werr := limit.WaitN(b.ctx, n); werr != nil {
 			b.cancel(context.DeadlineExceeded) // if it isn't cancelled: the wait would last beyond the deadline
 			err = werr

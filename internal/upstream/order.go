@@ -40,7 +40,8 @@ func (e *UnavailableError) Is(target error) bool { return target == ErrUnavailab
 func (e *UnavailableError) Timeout() bool {
 	for _, a := range e.Attempts {
 		var t interface{ Timeout() bool }
-		if !errors.Is(a.Err, ErrStalled) && !errors.Is(a.Err, errSlow) && !(errors.As(a.Err, &t) && t.Timeout()) {
+		late := errors.Is(a.Err, ErrStalled) || errors.Is(a.Err, errSlow) || errors.As(a.Err, &t) && t.Timeout()
+		if !late {
 			return false
 		}
 	}
