@@ -14,7 +14,6 @@ import (
 
 	"github.com/instantmirror/instantmirror/internal/digest"
 	"github.com/instantmirror/instantmirror/internal/spool"
-	"github.com/instantmirror/instantmirror/internal/store"
 	"github.com/instantmirror/instantmirror/internal/upstream"
 )
 
@@ -242,12 +241,13 @@ func (f *flight) fill(order upstream.Order, resp **upstream.Response, res *Resul
 		if f.head.Size >= 0 { // and one more, which tells that there are too many
 			body = io.LimitReader(body, f.head.Size-f.spool.Len()+1)
 		}
-		n, err := io.CopyBuffer(f.spool, struct{ io.Reader }{body}, buffer)
+		ours := &diskWriter{w: f.spool}
+		n, err := io.CopyBuffer(ours, struct{ io.Reader }{body}, buffer)
 		res.Bytes += n
 		if err == nil && f.head.Size >= 0 && f.spool.Len() < f.head.Size {
 			err = fmt.Errorf("%s sent %d of %d bytes of %s: %w", (*resp).Origin, f.spool.Len(), f.head.Size, f.job.Path, io.ErrUnexpectedEOF)
 		}
-		if err == nil || f.ctx.Err() != nil || errors.Is(err, store.ErrNoSpace) {
+		if err == nil || f.ctx.Err() != nil || ours.failed {
 			return parts, err
 		}
 		err = fmt.Errorf("%w to the end: %w", upstream.ErrUnavailable, err)
@@ -266,6 +266,18 @@ func (f *flight) fill(order upstream.Order, resp **upstream.Response, res *Resul
 		res.Origin = next.Origin
 		parts++
 	}
+}
+
+// diskWriter notes that it was the disk that failed, and not upstream.
+type diskWriter struct {
+	w      io.Writer
+	failed bool
+}
+
+func (d *diskWriter) Write(p []byte) (int, error) {
+	n, err := d.w.Write(p)
+	d.failed = d.failed || err != nil
+	return n, err
 }
 
 // goOn asks for the rest of a body that broke off. Where the digest is known anybody may have it, the one that failed
