@@ -39,6 +39,7 @@ type serveCmd struct {
 func (c *serveCmd) Run(o output) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP) // before anything else: by default it would end us
+	syscall.Umask(0o022)               // a mkdir must not need a chmod, between which two a crash could fall
 	opts := c.options()
 	opts.Listen = c.Listen
 	pool := newPool()

@@ -26,10 +26,12 @@ type Direct struct {
 	prefix *os.File // the bytes before have, if a flight left some behind
 	have   int64
 
-	resp *upstream.Response
-	body io.Reader // of the client's bytes, from pos on
-	pos  int64
-	buf  []byte
+	resp  *upstream.Response
+	fresh bool      // nothing was read of resp's body, which begins at have
+	body  io.Reader // of the client's bytes, from pos on
+	pos   int64
+	whole bool // body is verified to its end
+	buf   []byte
 }
 
 // Direct asks upstream for job's file, for one client only: what to do when there is no room for a flight. Errors are
@@ -61,7 +63,7 @@ func (d *Direct) open(ctx context.Context, off int64) error {
 	if err := skip(resp, off); err != nil {
 		return err
 	}
-	d.resp, d.body, d.pos = resp, resp.Body, off
+	d.resp, d.body, d.pos, d.fresh, d.whole = resp, resp.Body, off, off == d.have, false
 	return nil
 }
 
@@ -71,7 +73,7 @@ func (d *Direct) Ready(ctx context.Context, off, n int64) error {
 	if end && !d.want.Sum().IsZero() {
 		return d.verified(ctx, off)
 	}
-	if d.resp != nil && d.pos == off {
+	if d.resp != nil && d.pos == off && !d.whole {
 		return nil
 	}
 	return d.reopen(ctx, off)
@@ -79,17 +81,20 @@ func (d *Direct) Ready(ctx context.Context, off, n int64) error {
 
 // verified makes ready to copy from off to the end, which is held back until the whole is right.
 func (d *Direct) verified(ctx context.Context, off int64) error {
-	if d.resp == nil || d.pos != 0 {
+	if d.whole && d.pos == off {
+		return nil
+	}
+	if d.resp == nil || !d.fresh {
 		if err := d.open(ctx, d.have); err != nil {
 			return err
 		}
 	}
 	var whole io.Reader = d.resp.Body
-	if d.have > 0 && d.pos == d.have {
+	if d.have > 0 {
 		whole = io.MultiReader(io.NewSectionReader(d.prefix, 0, d.have), whole)
 	}
 	d.body = digest.NewReader(whole, d.want, d.job.Path, HoldBack)
-	d.pos = off
+	d.pos, d.fresh, d.whole = off, false, true
 	_, err := io.CopyN(io.Discard, d.body, off)
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
@@ -119,6 +124,7 @@ func (d *Direct) CopyTo(_ context.Context, w io.Writer, off, n int64) (int64, er
 	if d.buf == nil {
 		d.buf = make([]byte, 32<<10)
 	}
+	d.fresh = false
 	m, err := d.body.Read(d.buf[:min(n, int64(len(d.buf)))])
 	d.pos += int64(m)
 	if m == 0 {
@@ -140,7 +146,7 @@ func (d *Direct) reopen(ctx context.Context, off int64) error {
 	if err != nil {
 		return err
 	}
-	d.resp, d.body, d.pos = resp, resp.Body, off
+	d.resp, d.body, d.pos, d.fresh, d.whole = resp, resp.Body, off, false, false
 	return nil
 }
 

@@ -76,8 +76,14 @@ func (d *doubts) mixture(path string, sum digest.Sum) bool {
 func (d *doubts) why(path string, sum digest.Sum) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if one := d.m[doubtKey{path, sum}]; one != nil {
-		return one.last
+	one := d.m[doubtKey{path, sum}]
+	if one == nil {
+		return nil
+	}
+	for _, until := range one.origins {
+		if time.Now().Before(until) {
+			return one.last
+		}
 	}
 	return nil
 }

@@ -134,7 +134,7 @@ func (f *flight) ask(order upstream.Order) (*upstream.Response, error) {
 	}
 	req := f.job.Request
 	if f.pending != nil && f.pending.Size() > 0 {
-		if f.group.doubts.mixture(f.job.Path, f.want.Sum()) {
+		if f.oneOriginOnly() {
 			if err := f.pending.Cut(0); err != nil {
 				return nil, err
 			}
@@ -244,6 +244,12 @@ func (f *flight) fill(order upstream.Order, resp **upstream.Response, res *Resul
 		ours := &diskWriter{w: f.spool}
 		n, err := io.CopyBuffer(ours, struct{ io.Reader }{body}, buffer)
 		res.Bytes += n
+		if err == nil && f.want.Size() >= 0 && f.spool.Len() < f.want.Size() && (*resp).Framed {
+			// It ended as it should, and too early: no file that broke off, but another one.
+			return parts, f.wrong(*resp, parts, &digest.MismatchError{
+				Path: f.job.Path, Want: f.want, Got: fmt.Sprintf("%d bytes", f.spool.Len()), Origin: (*resp).Origin,
+			})
+		}
 		if err == nil && f.head.Size >= 0 && f.spool.Len() < f.head.Size {
 			err = fmt.Errorf("%s sent %d of %d bytes of %s: %w", (*resp).Origin, f.spool.Len(), f.head.Size, f.job.Path, io.ErrUnexpectedEOF)
 		}
@@ -258,6 +264,9 @@ func (f *flight) fill(order upstream.Order, resp **upstream.Response, res *Resul
 			return parts, err
 		}
 		(*resp).Body.Close()
+		if parts == 1 && f.oneOriginOnly() && len(order.Upstreams)+len(order.Fallbacks)+len(order.Archives) > 1 {
+			return parts, &wrongError{err: err, origin: (*resp).Configured} // one that can send all of it is wanted
+		}
 		next, nerr := f.goOn(order, (*resp).Configured)
 		if nerr != nil {
 			return parts, fmt.Errorf("%w; going on: %w", err, nerr)
@@ -266,6 +275,11 @@ func (f *flight) fill(order upstream.Order, resp **upstream.Response, res *Resul
 		res.Origin = next.Origin
 		parts++
 	}
+}
+
+// oneOriginOnly reports whether parts of several origins did not make the file a while ago.
+func (f *flight) oneOriginOnly() bool {
+	return !f.want.Sum().IsZero() && f.group.doubts.mixture(f.job.Path, f.want.Sum())
 }
 
 // diskWriter notes that it was the disk that failed, and not upstream.
@@ -289,7 +303,7 @@ func (f *flight) goOn(order upstream.Order, failed *upstream.Origin) (*upstream.
 		rest.Offset = off
 		return continued(f.ctx, f.job, f.from, f.head, rest)
 	}
-	if f.group.doubts.mixture(f.job.Path, f.want.Sum()) {
+	if f.oneOriginOnly() {
 		return nil, errors.New("it is fetched from one origin only, after parts of several did not make the file")
 	}
 	var list []*upstream.Origin

@@ -48,6 +48,10 @@ type Index struct {
 	mu    sync.Mutex
 	dirty map[string]Belief // not yet in db
 	repos map[string]*Repo  // all of them, by root; those in it are never changed
+
+	// repoMu is held over each change of a Repo, from reading the old one until the new one is in repos: bbolt calls
+	// OnCommit when its own lock is free already.
+	repoMu sync.Mutex
 }
 
 // Open opens the index in the directory dir, making both if need be. A damaged file is put aside as index.db.bad

@@ -72,6 +72,8 @@ func (x *Index) Repo(root string) (*Repo, bool) {
 // SetRecords remembers what the repomd.xml of the repository at root says. If primary, the path of one of the records,
 // has the digest that it had, the packages stay known.
 func (x *Index) SetRecords(root string, records map[string]Named, primary string) error {
+	x.repoMu.Lock()
+	defer x.repoMu.Unlock()
 	r := &Repo{Records: records, Primary: primary}
 	if old, ok := x.Repo(root); ok {
 		r.Packages, r.Outside, r.Side = old.Packages, old.Outside, old.Side
@@ -161,6 +163,8 @@ func (x *Index) SetPackages(root string, primary digest.Sum, each func(yield fun
 		return fmt.Errorf("remembering the packages of %s: %w", root, err)
 	}
 	r.Outside = slices.Sorted(maps.Keys(outside))
+	x.repoMu.Lock()
+	defer x.repoMu.Unlock()
 	return x.update(func(tx *bbolt.Tx) error {
 		now, ok := x.Repo(root)
 		if !ok {

@@ -159,6 +159,8 @@ func (m *Mirror) relearn(p string) {
 }
 
 func (m *Mirror) relearnAt(root string) {
+	// Whoever comes while another one learns waits for it: unverified bytes would be stored for good.
+	defer m.relearning.lock(root)()
 	repo, known := m.index.Repo(root)
 	key := root
 	if known {
@@ -174,6 +176,7 @@ func (m *Mirror) relearnAt(root string) {
 			err = learn(io.NewSectionReader(file, 0, file.Size))
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			m.learned.forget(key)
 			m.report(fmt.Errorf("reading the stored %s: %w", p, err))
 		}
 	}
@@ -211,6 +214,13 @@ func (k *keyed) lock(key string) (unlock func()) {
 type onces struct {
 	mu sync.Mutex
 	m  map[string]bool
+}
+
+// forget makes key new again.
+func (o *onces) forget(key string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.m, key)
 }
 
 // first reports whether key is seen for the first time.

@@ -51,10 +51,11 @@ type Mirror struct {
 
 	report func(error)
 
-	checks   checks
-	absence  absence
-	learning keyed // by repository: one primary at a time is read
-	learned  onces // what was looked for in the tree, because the index does not have it
+	checks     checks
+	absence    absence
+	learning   keyed // by repository: one primary at a time is read
+	relearning keyed // by repository: one at a time is learned again from the tree
+	learned    onces // what was looked for in the tree, because the index does not have it
 }
 
 // New returns the Mirror of what is stored in s and believed in x, which fetches through g. What goes wrong behind the

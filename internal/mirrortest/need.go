@@ -31,6 +31,7 @@ var debian = map[string]string{
 	"gpg":           "gnupg",
 	"ip":            "iproute2",
 	"unshare":       "util-linux",
+	"nsenter":       "util-linux",
 	"makedeltarpm":  "deltarpm",
 	"cc":            "gcc libc6-dev",
 }

@@ -56,12 +56,13 @@ func (p *Pending) publish(mtime time.Time, confirm func() error) error {
 	if err := s.step("rename"); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	err := s.root.Rename(p.name, p.path)
-	if err == nil {
-		p.name = p.path
+	err := p.rename()
+	if errors.Is(err, fs.ErrNotExist) { // somebody removed the directory, which we remember as made
+		s.forgetDirs()
+		if err = s.makeDir(path.Dir(p.path)); err == nil {
+			err = p.rename()
+		}
 	}
-	p.mu.Unlock()
 	if err != nil {
 		return err
 	}
@@ -71,21 +72,54 @@ func (p *Pending) publish(mtime time.Time, confirm func() error) error {
 	return s.syncDir(path.Dir(p.path))
 }
 
+// rename gives the file its name in the tree.
+func (p *Pending) rename() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.store.root.Rename(p.name, p.path)
+	if err == nil {
+		p.name = p.path
+	}
+	return err
+}
+
+// forgetDirs makes makeDir look at every directory again.
+func (s *Store) forgetDirs() {
+	s.dirs.Lock()
+	defer s.dirs.Unlock()
+	clear(s.durable)
+}
+
 // makeDir makes the directory dir and those above it, world-searchable whatever the umask, each durably in its
-// parent.
+// parent. One that is there already may be another flight's, or a crashed daemon's, of a moment ago: it counts as
+// durable once this process has synced its parent.
 func (s *Store) makeDir(dir string) error {
-	if dir == "." {
+	s.dirs.Lock()
+	defer s.dirs.Unlock()
+	return s.makeDirs(dir)
+}
+
+func (s *Store) makeDirs(dir string) error {
+	if dir == "." || s.durable[dir] {
 		return nil
 	}
 	if info, err := s.root.Stat(dir); err == nil {
 		if info.IsDir() {
-			return nil
+			if err := s.makeDirs(path.Dir(dir)); err != nil {
+				return err
+			}
+			if info.Mode().Perm()&0o500 == 0o500 && info.Mode().Perm()&0o055 == 0 { // a crash came before its chmod
+				if err := s.root.Chmod(dir, 0o755); err != nil {
+					return err
+				}
+			}
+			return s.durably(dir)
 		}
 		return fmt.Errorf("%s is a file in the tree, but a directory upstream: remove it", dir)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := s.makeDir(path.Dir(dir)); err != nil {
+	if err := s.makeDirs(path.Dir(dir)); err != nil {
 		return err
 	}
 	if err := s.step("mkdir"); err != nil {
@@ -97,7 +131,19 @@ func (s *Store) makeDir(dir string) error {
 	if err := s.root.Chmod(dir, 0o755); err != nil {
 		return err
 	}
-	return s.syncDir(path.Dir(dir))
+	return s.durably(dir)
+}
+
+// durably makes the name of the directory dir durable.
+func (s *Store) durably(dir string) error {
+	err := s.syncDir(path.Dir(dir))
+	if err == nil {
+		if s.durable == nil {
+			s.durable = make(map[string]bool)
+		}
+		s.durable[dir] = true
+	}
+	return err
 }
 
 func (s *Store) syncDir(dir string) error {

@@ -31,6 +31,7 @@ type Pending struct {
 	store   *Store
 	path    string // where it will stand
 	partial bool   // what is not committed is kept for the next try
+	tmp     string // where it is gathered
 	file    *os.File
 	size    int64 // bytes written
 	claimed int64 // bytes reserved beyond size
@@ -51,6 +52,7 @@ func (s *Store) Create(path string, want digest.Expectation, resume bool) (*Pend
 		p.name = tmpDir + "/" + strconv.FormatUint(s.serial.Add(1), 10)
 		flags |= os.O_EXCL
 	}
+	p.tmp = p.name
 	f, err := s.root.OpenFile(p.name, flags, 0o600)
 	if err != nil {
 		return nil, noSpace(fmt.Errorf("beginning %s: %w", path, err))
@@ -104,10 +106,13 @@ func (p *Pending) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// Cut throws away what is there from byte n on.
+// Cut throws away what is there from byte n on. With n 0 it begins a new file: followers of an earlier download that
+// could be taken up may still read the old one, and must not find other bytes in it.
 func (p *Pending) Cut(n int64) error {
-	err := p.file.Truncate(n)
-	if err == nil {
+	var err error
+	if n == 0 {
+		err = p.renew()
+	} else if err = p.file.Truncate(n); err == nil {
 		_, err = p.file.Seek(n, io.SeekStart)
 	}
 	if err != nil {
@@ -116,6 +121,25 @@ func (p *Pending) Cut(n int64) error {
 	p.store.claimed.Add(p.size - n) // the room stays ours
 	p.claimed += p.size - n
 	p.size = n
+	return nil
+}
+
+// renew takes a new, empty file in place of the old one.
+func (p *Pending) renew() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.name != "" {
+		if err := p.store.root.Remove(p.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		p.name = ""
+	}
+	f, err := p.store.root.OpenFile(p.tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	p.file.Close()
+	p.file, p.name = f, p.tmp
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -42,6 +43,9 @@ type Store struct {
 	reserve atomic.Int64 // bytes of the file system that are always left free
 	claimed atomic.Int64 // bytes that pending files reserved and have not written yet
 	serial  atomic.Uint64
+
+	dirs    sync.Mutex      // held while directories are made
+	durable map[string]bool // directories whose names are durable
 
 	handles handles
 

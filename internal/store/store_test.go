@@ -231,6 +231,17 @@ func TestReplacedUnderUs(t *testing.T) {
 	}
 }
 
+// TestDirectoryRemovedUnderUs: what an operator removes from the tree is made again.
+func TestDirectoryRemovedUnderUs(t *testing.T) {
+	s := open(t)
+	for range 3 {
+		put(t, s, "pub/a/b/f", "x")
+		if err := os.RemoveAll(filepath.Join(s.dir, "pub")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestHandlesAreBoundedAndExclusive(t *testing.T) {
 	s := open(t)
 	put(t, s, "pub/f", "x")
