@@ -130,3 +130,29 @@ func TestRecord(t *testing.T) {
 		t.Errorf("a repository at the root: %v, %v", n, ok)
 	}
 }
+
+// TestRecordsBesidePackages: a repomd.xml that comes again while its packages are being learned loses none of them.
+func TestRecordsBesidePackages(t *testing.T) {
+	x := reopen(t, t.TempDir())
+	defer x.Close()
+	r, primary := records("one")
+	if err := x.SetRecords(root, r, primary); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range 5 {
+				if err := x.SetRecords(root, r, primary); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		setPackages(t, x, "one", 10)
+		<-done
+		if len(x.Named(root+"/Packages/p3.rpm")) == 0 {
+			t.Fatal("the packages are lost")
+		}
+	}
+}
