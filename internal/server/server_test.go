@@ -216,3 +216,45 @@ func cpu(b *testing.B) time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// BenchmarkMultiRange asks for 256 ranges of a stored file in one request, as zchunk does, and compares it with asking
+// for as many bytes in one range.
+func BenchmarkMultiRange(b *testing.B) {
+	const size, n = 20_000_000, 2000
+	w := newWorld(b)
+	view := *w.view.Load()
+	view.AccessLog = false
+	w.Swap(&view)
+	w.up.PutFile("up/43/primary.xml.zck", mirrortest.File{Body: make([]byte, size), ModTime: fileTime})
+	var ranges []string
+	for i := range maxRanges {
+		ranges = append(ranges, fmt.Sprintf("%d-%d", i*70_000, i*70_000+n-1))
+	}
+	client := &http.Client{Transport: &http.Transport{DisableCompression: true}}
+	ask := func(field string) time.Duration {
+		begun := time.Now()
+		req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, w.url+"/pub/test/43/primary.xml.zck", nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		req.Header.Set("Range", field)
+		resp, err := client.Do(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if got, err := io.Copy(io.Discard, resp.Body); err != nil || got < maxRanges*n || resp.StatusCode != http.StatusPartialContent {
+			b.Fatal(resp.Status, got, err)
+		}
+		return time.Since(begun)
+	}
+	one := fmt.Sprintf("bytes=0-%d", maxRanges*n-1)
+	ask(one)
+	w.settle(b)
+	var many, single time.Duration
+	for b.Loop() {
+		many += ask("bytes=" + strings.Join(ranges, ","))
+		single += ask(one)
+	}
+	b.ReportMetric(float64(many)/float64(single), "times-one-range")
+}
