@@ -28,7 +28,7 @@ func get(ctx context.Context, url string, header ...string) (*http.Response, err
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	return (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	return (&http.Transport{DisableKeepAlives: true, ReadBufferSize: 256 << 10}).RoundTrip(req)
 }
 
 // herd lets n clients ask for one cold file of size bytes from an upstream of perSecond, and with them one client of
