@@ -22,7 +22,7 @@ const (
 	// measureAfter is how long a fill must have been going for its rate to mean something.
 	measureAfter = 500 * time.Millisecond
 	// maxAsides bounds the ranges that are asked for while one file arrives; for more, the fill is awaited.
-	maxAsides = 64
+	maxAsides = 32
 )
 
 // aside is a range of a file that is fetched for itself, because the fill is far from it. It carries upstream's word
@@ -47,8 +47,10 @@ func (f *flight) beside(off, end int64) *aside {
 	}
 	f.group.mu.Lock()
 	defer f.group.mu.Unlock()
-	if a, ok := f.asides[[2]int64{off, end}]; ok {
-		return a
+	for _, a := range f.asides { // one that has it, or soon will
+		if a.off <= off && end <= a.end && float64(off-a.off-a.spool.Len()) <= float64(f.group.assumed)*farAhead.Seconds() {
+			return a
+		}
 	}
 	if len(f.asides) >= maxAsides || f.ctx.Err() != nil {
 		return nil

@@ -77,6 +77,42 @@ func TestFarAhead(t *testing.T) {
 	}
 }
 
+// TestAsidesAreShared: a range that lies in one that is being had aside is not asked for again.
+func TestAsidesAreShared(t *testing.T) {
+	const size, off, n = 3 << 20, 2 << 20, 100 << 10
+	w := newWorld(t)
+	w.assumed = 1000
+	want := random(size)
+	w.put(want)
+	gate := w.up.Hold("pub/"+path, 100<<10)
+	f, _ := w.Join(w.job())
+	defer f.Close()
+	if _, err := f.Head(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := gate.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(10) {
+		if err := f.Ready(t.Context(), off+i, n-2*i); err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		for int64(b.Len()) < n-2*i {
+			if _, err := f.CopyTo(t.Context(), &b, off+i+int64(b.Len()), n-2*i-int64(b.Len())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(b.Bytes(), want[off+i:off+n-i]) {
+			t.Errorf("range %d: wrong bytes", i)
+		}
+	}
+	gate.Release()
+	if n := w.up.Count("**"); n != 2 {
+		t.Errorf("upstream saw\n%s", w.up.Log())
+	}
+}
+
 // TestFarAheadOfTheEnd: what includes the last byte is not taken on upstream's word: its end comes from the fill.
 func TestFarAheadOfTheEnd(t *testing.T) {
 	const size = 3 << 20

@@ -55,7 +55,7 @@ func (fo *Follower) Ready(ctx context.Context, off, n int64) error {
 		end = fo.f.head.Size
 	}
 	if fo.aside = fo.f.beside(off, end); fo.aside != nil {
-		if _, err := fo.aside.spool.Wait(ctx, 0); err == nil {
+		if _, err := fo.aside.spool.Wait(ctx, off-fo.aside.off); err == nil {
 			return nil
 		} else if ctx.Err() != nil {
 			return err
