@@ -1,7 +1,6 @@
 package mirror
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -15,9 +14,6 @@ import (
 	"github.com/instantmirror/instantmirror/internal/repodata"
 	"github.com/instantmirror/instantmirror/internal/site"
 )
-
-// maxRepomd bounds a repomd.xml, in bytes: a hundred times what any repository has.
-const maxRepomd = 4 << 20
 
 // expect says what the bytes of t must be, from what the metadata that were read here say.
 func (m *Mirror) expect(t site.Target) digest.Expectation {
@@ -72,14 +68,7 @@ func repository(p string) (root, name string) {
 
 // learnRecords reads a repomd.xml. An error says that it is none.
 func (m *Mirror) learnRecords(root string, r io.Reader) error {
-	text, err := io.ReadAll(io.LimitReader(r, maxRepomd+1))
-	if err != nil {
-		return err
-	}
-	if len(text) > maxRepomd {
-		return fmt.Errorf("%s/repodata/repomd.xml is longer than %d bytes", root, maxRepomd)
-	}
-	md, err := repodata.ParseRepomd(bytes.NewReader(text))
+	md, err := repodata.ParseRepomd(r)
 	if err != nil {
 		return fmt.Errorf("%s/repodata/repomd.xml: %w", root, err)
 	}
@@ -188,26 +177,39 @@ func (m *Mirror) relearnAt(root string) {
 	}
 }
 
-// keyed locks by key.
+// keyed locks by key. It holds only the keys that are locked or waited for: clients choose them.
 type keyed struct {
 	mu sync.Mutex
-	m  map[string]*sync.Mutex
+	m  map[string]*keyLock
+}
+
+type keyLock struct {
+	sync.Mutex
+	users int // who hold it or wait for it, under keyed.mu
 }
 
 // lock locks key and returns what unlocks it.
 func (k *keyed) lock(key string) (unlock func()) {
 	k.mu.Lock()
 	if k.m == nil {
-		k.m = make(map[string]*sync.Mutex)
+		k.m = make(map[string]*keyLock)
 	}
 	one := k.m[key]
 	if one == nil {
-		one = new(sync.Mutex)
+		one = new(keyLock)
 		k.m[key] = one
 	}
+	one.users++
 	k.mu.Unlock()
 	one.Lock()
-	return one.Unlock
+	return func() {
+		one.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if one.users--; one.users == 0 {
+			delete(k.m, key)
+		}
+	}
 }
 
 // onces remembers what was done, as far as it is bounded.

@@ -105,17 +105,10 @@ func (m *Mirror) open(ctx context.Context, t site.Target, miss missFunc) (*Answe
 	case err != nil:
 		return nil, err
 	}
-	if immutable(t) {
-		return stored(t, file), nil
-	}
-	c := m.lastCheck(t.Path, file)
-	if m.vouched(t, c) {
-		return stored(t, file), nil
-	}
-	due := c.due(t.Rule.Refresh)
-	if time.Now().Before(due) && !m.disputed(t, c) {
+	c, due, valid := m.judgeStored(t, file)
+	if valid {
 		a := stored(t, file)
-		a.hasTTL, a.TTL = true, time.Until(due)
+		a.hasTTL, a.TTL = !due.IsZero(), time.Until(due)
 		return a, nil
 	}
 	a, err := m.revalidate(ctx, t, file, c)
@@ -123,6 +116,25 @@ func (m *Mirror) open(ctx context.Context, t site.Target, miss missFunc) (*Answe
 		file.Close()
 	}
 	return a, err
+}
+
+// judgeStored reports whether the stored file may be served without asking anybody, and until when; due is zero where
+// that does not depend on time. c is when it was last checked, where that matters.
+//
+// A file of a fixed name that repomd.xml names is valid while it was found to be what the repomd.xml here says, and due
+// as soon as that says otherwise.
+func (m *Mirror) judgeStored(t site.Target, file *store.File) (c check, due time.Time, valid bool) {
+	if immutable(t) {
+		return c, due, true
+	}
+	c = m.lastCheck(t.Path, file)
+	if t.Class == site.Metadata {
+		if n, ok := m.index.Record(t.Path); ok && !n.Sum.IsZero() {
+			return c, due, n.Sum == c.belief.Sum
+		}
+	}
+	due = c.due(t.Rule.Refresh)
+	return c, due, time.Now().Before(due)
 }
 
 // revalidate asks upstream whether file is current. With an error it leaves file to the caller.
@@ -308,28 +320,8 @@ func (m *Mirror) current(t site.Target) bool {
 		return false
 	}
 	defer file.Close()
-	c := m.lastCheck(t.Path, file)
-	return immutable(t) || m.vouched(t, c) || time.Now().Before(c.due(t.Rule.Refresh)) && !m.disputed(t, c)
-}
-
-// vouched reports whether the stored file, of a fixed name, was found to be what the repomd.xml that is known here says.
-func (m *Mirror) vouched(t site.Target, c check) bool {
-	n, ok := m.record(t)
-	return ok && n.Sum == c.belief.Sum
-}
-
-// disputed reports whether that repomd.xml says something else than what is known of the stored file.
-func (m *Mirror) disputed(t site.Target, c check) bool {
-	n, ok := m.record(t)
-	return ok && n.Sum != c.belief.Sum
-}
-
-func (m *Mirror) record(t site.Target) (index.Named, bool) {
-	if t.Class != site.Metadata {
-		return index.Named{}, false
-	}
-	n, ok := m.index.Record(t.Path)
-	return n, ok && !n.Sum.IsZero()
+	_, _, valid := m.judgeStored(t, file)
+	return valid
 }
 
 // arrived notes that upstream has just vouched for what stands at name.

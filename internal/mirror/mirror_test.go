@@ -390,6 +390,13 @@ func TestModTime(t *testing.T) {
 }
 
 func TestMapsAreBounded(t *testing.T) {
+	var locks keyed
+	for i := range 1000 {
+		locks.lock(fmt.Sprint(i))()
+	}
+	if len(locks.m) != 0 {
+		t.Errorf("%d locks are remembered that nobody holds", len(locks.m))
+	}
 	var a absence
 	var k checks
 	for i := range maxKnown + 10 {
