@@ -24,6 +24,7 @@ type Response struct {
 	ContentType  string    // as sent
 	Origin       string    // scheme://host that answered, after redirects
 	Configured   *Origin   // which led there
+	Final        *Location // where that is, for Request.Near
 	Framed       bool      // the body's end is explicit; false: it ends with the connection, and may be cut without a sign
 
 	// Body is nil for HEAD and 304. Its Read fails with ErrStalled when no byte comes for the stall time, and when it ends
@@ -87,7 +88,7 @@ func (o *Origin) send(parent context.Context, r Request) (*Response, verdict, er
 		cancel(nil)
 		return nil, v, h.where(err)
 	}
-	resp.Origin, resp.Configured = h.origin, o
+	resp.Origin, resp.Configured, resp.Final = h.origin, o, newLocation(o, r.Path, h.resp.Request.URL)
 	if r.Method == http.MethodHead || resp.Status == http.StatusNotModified {
 		h.resp.Body.Close()
 		cancel(nil)

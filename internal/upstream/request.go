@@ -26,6 +26,14 @@ type Request struct {
 	// Path is decoded and relative to the origin's prefix, without leading slash: "repodata/repomd.xml". "" is the
 	// prefix itself.
 	Path string
+	// Query, if any, goes with the configured URL as it is, without its question mark: "repo=fedora-43&arch=x86_64". It
+	// must be encoded (RFC 3986 3.4). A redirect brings its own.
+	Query string
+	// Near asks for Path where another file of the same origin was found: at the host, and below the prefix, that this one
+	// was redirected to. Files that must fit together come from one mirror that way. It is a hint: an origin that did not
+	// make it, and one that cannot tell from it where Path would be, are asked by their configured URL, and may redirect
+	// to somebody else. Compare Response.Origin. A 404 from there is final like any other.
+	Near *Location
 	// ETag and LastModified are those of the file that the caller has: a 304 says that it is current. Mirrors make
 	// different ETags for one file, so ETag is sent only on a hop to ETagOrigin, a Response.Origin.
 	ETag, ETagOrigin string
@@ -50,8 +58,15 @@ func (r *Request) check() error {
 		return fmt.Errorf("upstream: %d bytes from byte %d of %s: %w", r.Length, r.Offset, r.Path, fs.ErrInvalid)
 	case r.Path != "" && !validPath(r.Path):
 		return fmt.Errorf("upstream: path %q: %w", r.Path, fs.ErrInvalid)
+	case !validQuery(r.Query):
+		return fmt.Errorf("upstream: query %.200q of %s: %w", r.Query, r.Path, fs.ErrInvalid)
 	}
 	return nil
+}
+
+// validQuery refuses what could end a query, or the line that it stands in.
+func validQuery(q string) bool {
+	return len(q) <= maxLocation && !strings.ContainsFunc(q, func(r rune) bool { return r <= ' ' || r > '~' || r == '#' })
 }
 
 // validPath refuses what could leave the prefix; all other bytes are safe once escaped.
@@ -65,10 +80,51 @@ func validPath(p string) bool {
 }
 
 // url returns where a decoded path is at the origin.
-func (o *Origin) url(p string) *url.URL {
-	u := *o.base
+func (o *Origin) url(p string) *url.URL { return join(o.base, p) }
+
+// join returns where a decoded path is below base, which has no slash at its end.
+func join(base *url.URL, p string) *url.URL {
+	u := *base
 	u.Path, u.RawPath = u.Path+"/"+p, u.RawPath+"/"+escape(p)
 	return &u
+}
+
+// Location is where a file was found: an origin, and the mirror that it led to. It is for Request.Near.
+type Location struct {
+	origin *Origin
+	host   string   // scheme://host that answered
+	prefix *url.URL // of all files there, as Origin.base is; nil if the URL of the one that was found did not tell it
+}
+
+// newLocation makes of u, where o's file of path p was found, a Location. A mirror has all files below one prefix; a store
+// that signs its URLs, or names files by what is in them, has no prefix.
+func newLocation(o *Origin, p string, u *url.URL) *Location {
+	l := &Location{origin: o, host: originOf(u)}
+	prefix, ok := strings.CutSuffix(u.Path, "/"+p)
+	if !ok || u.RawQuery != "" || u.ForceQuery {
+		return l
+	}
+	raw := u.EscapedPath()
+	for range strings.Count(p, "/") + 1 {
+		raw = raw[:max(0, strings.LastIndexByte(raw, '/'))]
+	}
+	if decoded, err := url.PathUnescape(raw); err == nil && decoded == prefix {
+		l.prefix = &url.URL{Scheme: u.Scheme, Host: u.Host, Path: prefix, RawPath: raw}
+	}
+	return l
+}
+
+// String is the scheme and host that answered. A Location never shows more of a URL.
+func (l *Location) String() string { return l.host }
+
+// locate returns where r is asked for first.
+func (o *Origin) locate(r Request) *url.URL {
+	u := o.url(r.Path)
+	if l := r.Near; l != nil && l.origin == o && l.prefix != nil {
+		u = join(l.prefix, r.Path)
+	}
+	u.RawQuery = r.Query
+	return u
 }
 
 // escape encodes all but slashes and the unreserved characters of RFC 3986 2.3, as dnf does. The plus sign is the one
@@ -158,7 +214,7 @@ func (h hop) where(err error) error {
 
 // follow sends r and goes on to where it is redirected. With an error there is no response to close.
 func (o *Origin) follow(ctx context.Context, r Request) (h hop, v verdict, err error) {
-	u := o.url(r.Path)
+	u := o.locate(r)
 	var seen []string
 	for {
 		h.origin = originOf(u)
@@ -183,7 +239,7 @@ func (o *Origin) follow(ctx context.Context, r Request) (h hop, v verdict, err e
 		switch {
 		case err != nil:
 			return h, answered, h.where(err)
-		case r.Path != "" && strings.HasSuffix(next.Path, "/"+path.Base(r.Path)+"/") && !strings.HasSuffix(u.Path, "/"):
+		case r.Path != "" && r.Query == "" && strings.HasSuffix(next.Path, "/"+path.Base(r.Path)+"/") && !strings.HasSuffix(u.Path, "/"):
 			return h, answered, &DirectoryError{Path: r.Path, Origin: h.origin}
 		case slices.Contains(seen, next.String()):
 			return h, answered, fmt.Errorf("redirect loop through %s", shown(next))
