@@ -1,6 +1,7 @@
 package profile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -121,26 +122,57 @@ func RepoVariable(word string) (string, bool) {
 	return v, ok
 }
 
-// Check finds what a repo block asks for and a .repo file cannot have. Package strict calls it.
+// Check finds what repo and metalink ask for and the tree, or a .repo file, cannot say. Package strict calls it.
 func (l *Layout) Check(string) (errs Errors) {
-	if l.Repo == nil || l.Tree == nil {
+	if l.Tree == nil {
 		return nil
 	}
 	words := l.Tree.Words()
+	// speaks reports whether text, the value of key at at, uses no word that the tree does not capture; used are those
+	// that it does use.
+	speaks := func(at Pos, key, text string) (used []string, ok bool) {
+		_, err := glob.Expand(text, func(w string) (string, bool) {
+			used = append(used, w)
+			return "", slices.Contains(words, w)
+		})
+		if ge := (*glob.Error)(nil); errors.As(err, &ge) {
+			errs.Add(at, fmt.Sprintf("%s: %s %s", key, strict.Quote(text), ge.What), ge.Write)
+			return nil, false
+		}
+		return used, true
+	}
+	if l.Metalink != "" {
+		used, ok := speaks(l.At("metalink"), "layout.metalink", l.Metalink)
+		for _, w := range words {
+			if ok && !slices.Contains(used, w) {
+				errs.Add(l.At("metalink"), fmt.Sprintf("layout.metalink: %s does not say {%s}: trees that differ in it would have one metalink", strict.Quote(l.Metalink), w),
+					"use each word that the tree captures, or write a layout entry of its own for the tree that has this metalink")
+			}
+		}
+	}
+	if l.Repo == nil {
+		return errs
+	}
 	for _, w := range words {
 		if _, ok := RepoVariable(w); !ok {
 			errs.Add(l.At("tree"), fmt.Sprintf("layout.tree: a .repo file cannot say {%s}", w),
 				"capture only {release} and {arch} in a tree with repo:, or remove repo:")
 		}
 	}
-	for _, t := range []struct{ key, text string }{{"name", l.Repo.Name}, {"gpgkey", l.Repo.GPGKey}} {
-		_, err := glob.Expand(t.text, func(w string) (string, bool) { return "", slices.Contains(words, w) })
-		if ge := (*glob.Error)(nil); errors.As(err, &ge) {
-			errs.Add(l.Repo.At(t.key), fmt.Sprintf("layout.repo.%s: %s %s", t.key, strict.Quote(t.text), ge.What), ge.Write)
-		}
-	}
+	speaks(l.Repo.At("name"), "layout.repo.name", l.Repo.Name)
+	speaks(l.Repo.At("gpgkey"), "layout.repo.gpgkey", l.Repo.GPGKey)
 	if l.Repo.Name == "" {
 		l.Repo.Name = l.Repo.ID
+	}
+	return errs
+}
+
+// Check finds keys that can have no effect. Package strict calls it.
+func (e *Expiry) Check(string) (errs Errors) {
+	for _, k := range []string{"grace", "moving", "idle", "veto", "back"} {
+		if e.Refresh == Never && e.Has(k) {
+			errs.Add(e.At(k), fmt.Sprintf("expiry: %s beside refresh: never, by which nothing is polled and nothing changes", k), "remove "+k+", or write how often to look, such as refresh: 1d")
+		}
 	}
 	return errs
 }
@@ -161,5 +193,28 @@ func (c *Config) Check() error {
 		errs.Add(c.At("state"), fmt.Sprintf("state: %s lies in the mirror %s, where it would be served", state, root),
 			"write another directory, or "+filepath.Join(root, ".instantmirror", "state"))
 	}
+	c.checkSocket(root, &errs)
 	return errs.Err()
+}
+
+// checkSocket checks a socket that was written; the default one is as right as state is.
+func (c *Config) checkSocket(root string, errs *Errors) {
+	inside, _ := filepath.Rel(root, filepath.Clean(c.Socket))
+	switch at, write := c.At("socket"), "write another path, such as /run/instantmirror/admin.sock"; {
+	case c.Socket == "":
+	case !filepath.IsAbs(c.Socket):
+		errs.Add(at, fmt.Sprintf("socket %q is not absolute", c.Socket), "write a path that begins with a slash")
+	case len(c.Socket) > maxSocket:
+		errs.Add(at, fmt.Sprintf("socket: %s is longer than the %d bytes that the name of a socket may have", strict.Quote(c.Socket), maxSocket), write)
+	case filepath.IsLocal(inside) && !strings.HasPrefix(inside, ".instantmirror/"):
+		errs.Add(at, fmt.Sprintf("socket: %s lies in the mirror %s, which holds mirrored files only", c.Socket, root), write)
+	}
+}
+
+// maxSocket is how long a socket's path may be: sun_path of Linux without the NUL at its end.
+const maxSocket = 107
+
+// SocketPath returns the path of the admin socket: socket, or admin.sock in the state directory as it is now.
+func (c *Config) SocketPath() string {
+	return cmp.Or(c.Socket, filepath.Join(c.State, "admin.sock"))
 }

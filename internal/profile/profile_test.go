@@ -211,6 +211,24 @@ log: {level: debug, access: false}
 		c.TLS.Cert != "/c.pem" || c.TLS.Key != "/k.pem" || !reflect.DeepEqual(c.Allow, allow) || c.Log.Level != "debug" || c.Log.Format != "text" || c.Log.Access {
 		t.Errorf("got %+v", c)
 	}
+	if c.Size != 0 || c.SocketPath() != "/s/admin.sock" {
+		t.Errorf("size %d, socket %s", c.Size, c.SocketPath())
+	}
+	c.State = "/elsewhere" // as a flag might have it
+	if c.SocketPath() != "/elsewhere/admin.sock" {
+		t.Errorf("the socket does not follow the state: %s", c.SocketPath())
+	}
+	c.Socket = "a.sock"
+	if err := c.Check(); err == nil || !strings.HasPrefix(err.Error(), dir+`/c.yaml:1: socket "a.sock" is not absolute`) {
+		t.Errorf("a relative socket: %v", err)
+	}
+	for _, right := range []string{"/m/.instantmirror/state/a.sock", "/run/a.sock", "/mm/a.sock", "/" + strings.Repeat("a", 106)} {
+		c.Socket = right
+		if err := c.Check(); err != nil || c.SocketPath() != right {
+			t.Errorf("socket %s: %v", right, err)
+		}
+	}
+	c.State, c.Socket = "/s", ""
 	c.Root = "m" // as a flag might have it
 	if err := c.Check(); err == nil || !strings.HasPrefix(err.Error(), dir+`/c.yaml:2: root "m" or state "/s" is not absolute`) {
 		t.Errorf("a relative root: %v", err)
@@ -219,22 +237,26 @@ log: {level: debug, access: false}
 
 func TestConfigMistakes(t *testing.T) {
 	for text, want := range map[string]string{
-		"root: /\n":                    "1: root: / would make the whole machine the mirror; write a directory of its own, such as /srv/mirror",
-		"root: /m\nstate: /m/s\n":      "2: state: /m/s lies in the mirror /m, where it would be served; write another directory, or /m/.instantmirror/state",
-		"root: /m\nstate: /m/\n":       "2: state: /m lies in the mirror /m, where it would be served; write another directory, or /m/.instantmirror/state",
-		"root: m\n":                    `1: root: "m" is not an absolute path; write one that begins with a slash, such as /etc/instantmirror/ca.pem`,
-		"listen: 8080\n":               `1: listen: "8080" is a number or the like to YAML, not text; write it in quotes: "8080"`,
-		"listen: [\":99999\"]\n":       `1: listen: ":99999" is not an address to listen on; write :port or host:port, such as :8080 or 192.0.2.7:80`,
-		"listen: []\n":                 "1: listen: has no entries; write at least one, after a hyphen",
-		"tls: {cert: /c}\n":            "1: tls: has no key; write key: as well",
-		"allow: 10.0.0.1/8\n":          `1: allow: "10.0.0.1/8" has bits set beyond its length; write 10.0.0.0/8`,
-		"allow: [all]\n":               `1: allow: "all" is neither a network nor an address; write for example 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7`,
-		"log: {level: loud}\n":         `1: log.level: "loud" is none of the choices; write debug or info or warn or error`,
-		"size: 400GiB\n":               `1: unknown key "size"; write one of listen, root, state, profiles, reserve, tls, allow, log`,
-		"socket: /run/x.sock\n":        `1: unknown key "socket"; write one of listen, root, state, profiles, reserve, tls, allow, log`,
-		"reserve: 10%\n":               `1: reserve: "10%" is not a size; write a whole number and its unit (B, kB, MB, GB, TB, KiB, MiB, GiB, TiB), such as 10MB or 400GiB`,
-		"state: /m\nroot: [\n":         `2: is not YAML: did not find expected node content; indent by spaces, and write values that begin with * or hold { } : # in quotes`,
-		"log:\n  acess: true\nroot: /": `2: log: unknown key "acess"; write access` + "\n\x003: root: / would make the whole machine the mirror; write a directory of its own, such as /srv/mirror",
+		"root: /\n":                            "1: root: / would make the whole machine the mirror; write a directory of its own, such as /srv/mirror",
+		"root: /m\nstate: /m/s\n":              "2: state: /m/s lies in the mirror /m, where it would be served; write another directory, or /m/.instantmirror/state",
+		"root: /m\nstate: /m/\n":               "2: state: /m lies in the mirror /m, where it would be served; write another directory, or /m/.instantmirror/state",
+		"root: m\n":                            `1: root: "m" is not an absolute path; write one that begins with a slash, such as /etc/instantmirror/ca.pem`,
+		"listen: 8080\n":                       `1: listen: "8080" is a number or the like to YAML, not text; write it in quotes: "8080"`,
+		"listen: [\":99999\"]\n":               `1: listen: ":99999" is not an address to listen on; write :port or host:port, such as :8080 or 192.0.2.7:80`,
+		"listen: []\n":                         "1: listen: has no entries; write at least one, after a hyphen",
+		"tls: {cert: /c}\n":                    "1: tls: has no key; write key: as well",
+		"allow: 10.0.0.1/8\n":                  `1: allow: "10.0.0.1/8" has bits set beyond its length; write 10.0.0.0/8`,
+		"allow: [all]\n":                       `1: allow: "all" is neither a network nor an address; write for example 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7`,
+		"log: {level: loud}\n":                 `1: log.level: "loud" is none of the choices; write debug or info or warn or error`,
+		"size: most\n":                         `1: size: "most" is not a size; write a whole number and its unit (B, kB, MB, GB, TB, KiB, MiB, GiB, TiB), such as 10MB or 400GiB`,
+		"group: wheel\n":                       `1: unknown key "group"; write one of listen, root, state, profiles, socket, size, reserve, tls, allow, log`,
+		"socket: admin.sock\n":                 `1: socket: "admin.sock" is not an absolute path; write one that begins with a slash, such as /etc/instantmirror/ca.pem`,
+		"root: /m\nsocket: /m/a.sock\n":        `2: socket: /m/a.sock lies in the mirror /m, which holds mirrored files only; write another path, such as /run/instantmirror/admin.sock`,
+		"root: /m\nsocket: /m/\n":              `2: socket: /m/ lies in the mirror /m, which holds mirrored files only; write another path, such as /run/instantmirror/admin.sock`,
+		"socket: /" + strings.Repeat("a", 107): `1: socket: "/` + strings.Repeat("a", 76) + `…" is longer than the 107 bytes that the name of a socket may have; write another path, such as /run/instantmirror/admin.sock`,
+		"reserve: 10%\n":                       `1: reserve: "10%" is not a size; write a whole number and its unit (B, kB, MB, GB, TB, KiB, MiB, GiB, TiB), such as 10MB or 400GiB`,
+		"state: /m\nroot: [\n":                 `2: is not YAML: did not find expected node content; indent by spaces, and write values that begin with * or hold { } : # in quotes`,
+		"log:\n  acess: true\nroot: /":         `2: log: unknown key "acess"; write access` + "\n\x003: root: / would make the whole machine the mirror; write a directory of its own, such as /srv/mirror",
 	} {
 		file := filepath.Join(write(t, map[string]string{"c.yaml": text}), "c.yaml")
 		_, err := LoadConfig(file, false)

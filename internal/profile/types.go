@@ -49,6 +49,8 @@ type Profile struct {
 	Expiry    []*Expiry  `yaml:"expiry" merge:"front" max:"500" doc:"How long what is stored is believed; first match wins. Default: refresh 1h."`
 	Content   []*Content `yaml:"content" merge:"front" max:"500" doc:"What is mirrored; first match wins. Default: store."`
 	Limits    Limits     `yaml:"limits" doc:"Bounds on what this profile uses."`
+	Keys      []string   `yaml:"keys" is:"file" doc:"Files of the OpenPGP public keys, armoured or not, that check repomd.xml.asc and imported packages. Default: none, and nothing is checked by signature."`
+	Poll      string     `yaml:"poll" is:"used|always" def:"used" doc:"used: a pointer that no client asked for within idle is not polled until one does. always: what was stored once is polled for ever, for trees that others read from the disk (NFS, rsync, httpd), unseen by us."`
 }
 
 // Origin is one upstream, fallback or archive. In a file a URL alone is enough.
@@ -68,9 +70,10 @@ type Origin struct {
 
 // Layout is one kind of tree.
 type Layout struct {
-	Where `yaml:"-"`
-	Tree  *Template `yaml:"tree" req:"true" doc:"Path of the tree relative to the profile's; {word} captures one path element or part of one. '.' is the profile's own directory."`
-	Repo  *Repo     `yaml:"repo" doc:"Puts the tree into the client's .repo file. The tree may then capture {release} and {arch} only."`
+	Where    `yaml:"-"`
+	Tree     *Template `yaml:"tree" req:"true" doc:"Path of the tree relative to the profile's; {word} captures one path element or part of one. '.' is the profile's own directory."`
+	Repo     *Repo     `yaml:"repo" doc:"Puts the tree into the client's .repo file. The tree may then capture {release} and {arch} only."`
+	Metalink string    `yaml:"metalink" is:"metalink" doc:"URL of the tree's metalink, in which each {word} that the tree captures stands for what it captured. It says which repomd.xml are current, and which mirrors have the tree."`
 }
 
 // Repo is a tree's section in the client's .repo file.
@@ -86,7 +89,12 @@ type Repo struct {
 type Expiry struct {
 	Where   `yaml:"-"`
 	Match   *Glob    `yaml:"match" req:"true" doc:"What the rule is for: * within a path element, ** zero or more elements, {a,b} alternatives."`
-	Refresh Duration `yaml:"refresh" req:"true" doc:"Upstream is asked again when a copy of a fixed name is older than this, such as 20m; or never."`
+	Refresh Duration `yaml:"refresh" req:"true" doc:"Pointers are polled, and other copies of fixed names asked for again, at this age, such as 20m; or never. Beside never there are no other keys."`
+	Grace   Span     `yaml:"grace" def:"1d" doc:"What a new generation no longer names stays this long, and until then is asked of every upstream, fallback and archive. (Same name with other bytes goes at once.)"`
+	Moving  bool     `yaml:"moving" def:"false" doc:"The distribution re-points the tree now and then (a link to the current minor release): an older or much smaller generation is accepted when two polls, a refresh apart, agree."`
+	Idle    Span     `yaml:"idle" def:"14d" doc:"A pointer that no client asked for this long is not polled until one does. Without effect where poll is always."`
+	Veto    Percent  `yaml:"veto" def:"50%" doc:"A new generation that would remove more than this share (and more than 50 files) of what is stored of a repository deletes nothing until it is confirmed. 100%: never."`
+	Back    Span     `yaml:"back" def:"1d" doc:"An older generation is accepted when every origin has agreed on it this long."`
 }
 
 // Content is a rule for what is mirrored.
@@ -99,7 +107,8 @@ type Content struct {
 // Limits bounds what a profile uses.
 type Limits struct {
 	Where       `yaml:"-"`
-	Connections int `yaml:"connections" min:"1" max:"1000" doc:"Concurrent requests to each upstream. Default: 8."`
+	Connections int  `yaml:"connections" min:"1" max:"1000" doc:"Concurrent requests to each upstream. Default: 8."`
+	Size        Size `yaml:"size" doc:"Bytes that the profile's files may take, such as 400GiB; beyond, those used least recently are evicted. Default, and 0: unlimited."`
 }
 
 // Config is the operator's configuration, with every default filled in. Flags may change it afterwards; call Check
@@ -110,6 +119,8 @@ type Config struct {
 	Root     string         `yaml:"root" is:"file" def:"/srv/mirror" doc:"Directory of the mirror."`
 	State    string         `yaml:"state" is:"file" def:"/var/lib/instantmirror" doc:"Directory of the daemon's own notes."`
 	Profiles []string       `yaml:"profiles" is:"file" single:"true" def:"[/usr/share/instantmirror/profiles, /etc/instantmirror/profiles.d]" doc:"Directories of profiles; what stands in a later one wins."`
+	Socket   string         `yaml:"socket" is:"file" doc:"Admin socket. Default: admin.sock in state."`
+	Size     Size           `yaml:"size" doc:"Bytes that all files of the mirror may take, such as 2TiB; beyond, those used least recently are evicted. Default, and 0: unlimited."`
 	Reserve  Size           `yaml:"reserve" def:"1GiB" doc:"Space that is always left free on the mirror's file system."`
 	TLS      *TLS           `yaml:"tls" doc:"Serve https in place of http."`
 	Allow    []netip.Prefix `yaml:"allow" single:"true" min:"1" doc:"Networks or addresses of the clients that are served. Default: all."`

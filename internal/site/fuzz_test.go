@@ -2,6 +2,7 @@ package site
 
 import (
 	"errors"
+	"net/url"
 	"path"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,9 @@ func FuzzResolve(f *testing.F) {
 				t.Errorf("%q: not complete: %+v", url, r)
 			}
 			p.Origins(r.Rel)
+			if r.Layout != nil {
+				checkMetalink(t, r)
+			}
 			// What is stored at a path is found by that path.
 			again, err := table.Resolve("", "/"+r.Path)
 			if p.dir != "" && len(p.Hosts) == 0 && (err != nil || again.Profile != p || again.Rel != r.Rel) {
@@ -63,4 +67,26 @@ func FuzzResolve(f *testing.F) {
 			}
 		}
 	})
+}
+
+// checkMetalink: whatever a client put into a tree's name, the profile's host is url, for a clean path, and each value
+// of the query is what the profile says with the client's word in it.
+func checkMetalink(t *testing.T, r Target) {
+	origin, rel, query, ok := r.Layout.Metalink(r.Tree)
+	if !ok {
+		if r.Layout.metalink != nil && !strings.Contains(r.Tree, "..") {
+			t.Errorf("no metalink for %q, a tree of %s", r.Tree, r.Layout.Template)
+		}
+		return
+	}
+	if origin != r.Layout.metalink.origin || rel != "" && !filepath.IsLocal(rel) || strings.HasSuffix(rel, "/") {
+		t.Errorf("%q: metalink at %s, %q", r.Tree, origin.Name(), rel)
+	}
+	values, err := url.ParseQuery(query)
+	if words := r.Layout.template.Captures(r.Tree); query != "" && (err != nil || len(values) != 3 || values.Get("repo") != "fedora-"+words["release"] || values.Get("arch") != words["arch"]) {
+		t.Errorf("%q: query %q, %v", r.Tree, query, err)
+	}
+	if s, _ := r.Layout.MetalinkURL(r.Tree); !strings.HasPrefix(s, "https://mirrors.example/") {
+		t.Errorf("%q: metalink %s", r.Tree, s)
+	}
 }

@@ -11,13 +11,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/instantmirror/instantmirror/internal/profile"
 	"github.com/instantmirror/instantmirror/internal/upstream"
 	"github.com/instantmirror/instantmirror/profiles"
 )
 
-var update = flag.Bool("update", false, "rewrite the .repo files in testdata/shipped")
+var update = flag.Bool("update", false, "rewrite the .repo and .trees files in testdata/shipped")
 
 // sample is one line of a profile's paths.txt: a real path, and what the profile must make of it.
 type sample struct {
@@ -74,9 +75,9 @@ func samples(t testing.TB, dir string) []sample {
 	return all
 }
 
-// differ returns what the profile p makes otherwise than the samples, and its .repo file in testdata/shipped, say. (The
-// latter shows the tree updates/{release}/SRPMS, which is one of updates/{release}/{arch} too.) Into reached, if it is
-// not nil, go the layout entries that samples lie in.
+// differ returns what the profile p makes otherwise than the samples, and its .repo and .trees files in testdata/shipped,
+// say. (The .repo file shows the tree updates/{release}/SRPMS, which is one of updates/{release}/{arch} too.) Into reached,
+// if it is not nil, go the layout entries that samples lie in.
 func differ(t testing.TB, p *profile.Profile, all []sample, pool *upstream.Pool, reached map[string]bool) []string {
 	t.Helper()
 	table, err := Build([]*profile.Profile{p}, pool)
@@ -84,15 +85,19 @@ func differ(t testing.TB, p *profile.Profile, all []sample, pool *upstream.Pool,
 		t.Fatal(err)
 	}
 	var bad []string
-	golden := "testdata/shipped/" + p.Name + ".repo"
-	repo := ClientRepo(table.Profiles()[0], "http://mirror.example.org"+table.Profiles()[0].Path)
-	if *update && reached != nil {
-		if err := os.WriteFile(golden, repo, 0o600); err != nil {
-			t.Fatal(err)
+	for file, got := range map[string][]byte{
+		p.Name + ".repo":  ClientRepo(table.Profiles()[0], "http://mirror.example.org"+table.Profiles()[0].Path),
+		p.Name + ".trees": trees(table, p, all),
+	} {
+		file = "testdata/shipped/" + file
+		if *update && reached != nil {
+			if err := os.WriteFile(file, got, 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	if want, err := os.ReadFile(golden); err != nil || !bytes.Equal(repo, want) {
-		bad = append(bad, fmt.Sprintf("the .repo file is not %s (%v): look at it after go test ./internal/site -run TestShipped -update", golden, err))
+		if want, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want) {
+			bad = append(bad, fmt.Sprintf("%s (%v) is another one: look at it after go test ./internal/site -run 'TestShipped$' -update", file, err))
+		}
 	}
 	for _, s := range all {
 		r, err := table.Resolve("", p.Path+"/"+s.path)
@@ -115,6 +120,42 @@ func differ(t testing.TB, p *profile.Profile, all []sample, pool *upstream.Pool,
 	return bad
 }
 
+// trees says how each tree that samples lie in is watched: refresh, what of its rule is not as by default, its metalink.
+func trees(table *Table, p *profile.Profile, all []sample) []byte {
+	var lines []string
+	for _, s := range all {
+		r, err := table.Resolve("", p.Path+"/"+s.path)
+		if err != nil || r.Layout == nil {
+			continue
+		}
+		line := []string{r.Tree, profile.Span(r.Rule.Refresh).String()}
+		if r.Rule.Never {
+			line[1] = "never"
+		}
+		for _, d := range []struct {
+			key       string
+			is, usual time.Duration
+		}{{"grace", r.Rule.Grace, defaultRule.Grace}, {"idle", r.Rule.Idle, defaultRule.Idle}, {"back", r.Rule.Back, defaultRule.Back}} {
+			if d.is != d.usual {
+				line = append(line, d.key+"="+profile.Span(d.is).String())
+			}
+		}
+		if r.Rule.Veto != defaultRule.Veto {
+			line = append(line, fmt.Sprintf("veto=%v", r.Rule.Veto))
+		}
+		if r.Rule.Moving {
+			line = append(line, "moving")
+		}
+		if url, ok := r.Layout.MetalinkURL(r.Tree); ok {
+			line = append(line, url)
+		}
+		if text := strings.Join(line, " ") + "\n"; !slices.Contains(lines, text) {
+			lines = append(lines, text)
+		}
+	}
+	return []byte(strings.Join(lines, ""))
+}
+
 // TestShipped: each shipped profile makes of the real paths beside it what is written there, and none of its layout,
 // expiry and content entries can be taken away without that showing.
 func TestShipped(t *testing.T) {
@@ -135,12 +176,32 @@ func TestShipped(t *testing.T) {
 				if len(differ(t, &without, all, pool, nil)) == 0 {
 					t.Errorf("%s: the tree %s can be taken away and no path in paths.txt shows it", l.Pos, l.Tree)
 				}
+				if l.Metalink == "" {
+					continue
+				}
+				bare := *l
+				bare.Metalink = ""
+				without.Layout = slices.Clone(p.Layout)
+				without.Layout[i] = &bare
+				if len(differ(t, &without, all, pool, nil)) == 0 {
+					t.Errorf("%s: the metalink can be taken away and no path in paths.txt shows it", l.At("metalink"))
+				}
 			}
 			for i, e := range p.Expiry {
 				without := *p
 				without.Expiry = slices.Delete(slices.Clone(p.Expiry), i, i+1)
 				if len(differ(t, &without, all, pool, nil)) == 0 {
 					t.Errorf("%s: the expiry rule %s can be taken away and no path in paths.txt shows it", e.Pos, e.Match)
+				}
+				for _, key := range []string{"grace", "moving", "idle", "veto", "back"} {
+					if !e.Has(key) {
+						continue
+					}
+					without.Expiry = slices.Clone(p.Expiry)
+					without.Expiry[i] = unset(e, key)
+					if len(differ(t, &without, all, pool, nil)) == 0 {
+						t.Errorf("%s: %s is what it is by default", e.At(key), key)
+					}
 				}
 			}
 			for i, c := range p.Content {
@@ -155,6 +216,24 @@ func TestShipped(t *testing.T) {
 			}
 		})
 	}
+}
+
+// unset returns e with one key as it is by default.
+func unset(e *profile.Expiry, key string) *profile.Expiry {
+	c := *e
+	switch key {
+	case "grace":
+		c.Grace = profile.Span(defaultRule.Grace)
+	case "moving":
+		c.Moving = defaultRule.Moving
+	case "idle":
+		c.Idle = profile.Span(defaultRule.Idle)
+	case "veto":
+		c.Veto = profile.Percent(100 * defaultRule.Veto)
+	case "back":
+		c.Back = profile.Span(defaultRule.Back)
+	}
+	return &c
 }
 
 // TestShippedTogether: all can be enabled at once, and each makes a .repo file whose sections differ from the others'.

@@ -5,11 +5,14 @@ package site
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/instantmirror/instantmirror/internal/profile"
+	"github.com/instantmirror/instantmirror/internal/signature"
 	"github.com/instantmirror/instantmirror/internal/upstream"
 )
 
@@ -31,6 +34,9 @@ type Profile struct {
 	Upstreams   []*upstream.Origin
 	Fallbacks   []*upstream.Origin
 	Archives    []*upstream.Origin
+	Keys        *signature.Keyring // who may sign; nil if the profile names no keys
+	PollAlways  bool               // pointers are polled though no client asks for them
+	Size        int64              // bytes that its files may take; 0: unlimited
 
 	dir                            string // Path without its first slash
 	upstreams, fallbacks, archives origins
@@ -40,21 +46,39 @@ type Profile struct {
 type Tree struct {
 	Template string        // as it was written
 	Repo     *profile.Repo // nil if it is in no .repo file
-	at       profile.Pos
 	template *profile.Template
+	metalink *metalink // nil if it has none
 }
 
 // Rule is one expiry entry.
 type Rule struct {
 	Refresh time.Duration // upstream is asked again when a copy is older than this; 0 if Never
-	Never   bool
-	Match   string      // the glob as it was written; "default" for the rule of what none matches
-	At      profile.Pos // zero for that one
+	Never   bool          // nothing is polled or revalidated, unless somebody wants it now; then the rest is the default
+	Grace   time.Duration // what a generation dropped stays this long
+	Idle    time.Duration // a pointer that no client asked for this long sleeps
+	Back    time.Duration // an older generation is accepted when every origin has agreed on it this long
+	Moving  bool          // the tree is re-pointed now and then: it may go back, and drop most of its packages
+	Veto    float64       // share of what is stored of a repository, 0 to 1, beyond which deletion needs confirmation
+	Match   string        // the glob as it was written; "default" for the rule of what none matches
+	At      profile.Pos   // zero for that one
 	glob    *profile.Glob
 }
 
 // defaultRule is for what no expiry entry matches (DESIGN 3.1).
-var defaultRule = &Rule{Refresh: time.Hour, Match: "default"}
+var defaultRule = &Rule{Refresh: time.Hour, Grace: day, Idle: 14 * day, Back: day, Veto: 0.5, Match: "default"}
+
+const day = 24 * time.Hour
+
+func newRule(e *profile.Expiry) *Rule {
+	r := &Rule{
+		Grace: time.Duration(e.Grace), Idle: time.Duration(e.Idle), Back: time.Duration(e.Back),
+		Moving: e.Moving, Veto: float64(e.Veto) / 100, Match: e.Match.String(), At: e.Pos, glob: e.Match,
+	}
+	if r.Never = e.Refresh == profile.Never; !r.Never {
+		r.Refresh = time.Duration(e.Refresh)
+	}
+	return r
+}
 
 // Action says what is done with a file.
 type Action int
@@ -94,17 +118,16 @@ func Build(ps []*profile.Profile, pool *upstream.Pool) (*Table, error) {
 		if !in.Enabled {
 			continue
 		}
-		p := &Profile{Name: in.Name, Title: in.Title, Path: strings.TrimSuffix(in.Path, "/"), Hosts: in.Hosts}
+		p := &Profile{
+			Name: in.Name, Title: in.Title, Path: strings.TrimSuffix(in.Path, "/"), Hosts: in.Hosts,
+			Keys: keys(in, &errs), PollAlways: in.Poll == "always", Size: int64(in.Limits.Size),
+		}
 		p.dir = strings.TrimPrefix(p.Path, "/")
 		for _, l := range in.Layout {
-			p.Trees = append(p.Trees, &Tree{l.Tree.String(), l.Repo, l.Pos, l.Tree})
+			p.Trees = append(p.Trees, &Tree{l.Tree.String(), l.Repo, l.Tree, newMetalink(l, pool, &errs)})
 		}
 		for _, e := range in.Expiry {
-			r := &Rule{Never: e.Refresh == profile.Never, Match: e.Match.String(), At: e.Pos, glob: e.Match}
-			if !r.Never {
-				r.Refresh = time.Duration(e.Refresh)
-			}
-			p.Rules = append(p.Rules, r)
+			p.Rules = append(p.Rules, newRule(e))
 		}
 		for _, c := range in.Content {
 			a := map[string]Action{"store": Store, "pass": Pass, "deny": Deny}[c.Action]
@@ -143,24 +166,57 @@ func origin(key string, o *profile.Origin, connections int, pool *upstream.Pool,
 	if err == nil {
 		return origin
 	}
-	at, what, write := o.Pos, err.Error(), "correct the file, or name another one"
+	at := o.Pos
 	for _, f := range []struct{ key, file string }{
 		{"ca", o.CA}, {"client_cert", o.ClientCert}, {"client_key", o.ClientKey}, {"password_file", o.PasswordFile},
 	} {
-		if f.file != "" && strings.Contains(what, f.file) {
+		if f.file != "" && strings.Contains(err.Error(), f.file) {
 			at = o.At(f.key)
 			break
 		}
 	}
-	if i := strings.LastIndex(what, ": "); i > 0 { // upstream's errors end in what to do
+	mistake(at, key, err, errs)
+	return nil
+}
+
+// keys reads the keys of a profile, or returns nil: there are none, or a mistake.
+func keys(in *profile.Profile, errs *profile.Errors) *signature.Keyring {
+	if len(in.Keys) == 0 {
+		return nil
+	}
+	ring, err := signature.ReadKeys(in.Keys...)
+	if err != nil {
+		mistake(in.At("keys"), "keys", err, errs)
+		return nil
+	}
+	return ring
+}
+
+// mistake adds the error of a lower room, which ends in what to do if that room knows more than this one.
+func mistake(at profile.Pos, key string, err error, errs *profile.Errors) {
+	what, write := err.Error(), "correct the file, or name another one"
+	errno, system := errors.AsType[syscall.Errno](err)
+	if i := strings.LastIndex(what, ": "); i > 0 && (!system || what[i+2:] != errno.Error()) {
 		what, write = what[:i], what[i+2:]
 	}
 	errs.Add(at, key+": "+what, write)
-	return nil
 }
 
 // Profiles returns the enabled profiles by name.
 func (t *Table) Profiles() []*Profile { return t.profiles }
+
+// Profile returns the enabled profile of that name, or nil.
+func (t *Table) Profile(name string) *Profile {
+	for _, p := range t.profiles {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// Dir returns the mirror path of p, relative to the root: "pub/fedora/linux"; "" for a profile at /.
+func (p *Profile) Dir() string { return p.dir }
 
 // Origins returns whom to ask for the path rel, relative to the profile's: of each list those whose match covers it,
 // then those that have none.

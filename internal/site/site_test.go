@@ -27,7 +27,9 @@ layout:
   - tree: releases/{release}/Everything/{arch}/debug/tree
   - tree: releases/{release}/Everything/{arch}/os
     repo: {id: fedora, name: "Fedora {release} - {arch}", gpgkey: "file:///etc/pki/rpm-gpg/K-{release}-{arch} https://k.example/2"}
+    metalink: https://mirrors.example/metalink?repo=fedora-{release}&arch={arch}&protocol=https,http
   - tree: releases/{release}/{variant}/{arch}/os
+    metalink: https://Mirrors.example/{release}/x+{variant}/{arch}.meta4
   - tree: updates/{release}/Everything/source
     repo: {id: updates-source, enabled: false}
 expiry:
@@ -209,16 +211,44 @@ func TestClass(t *testing.T) {
 }
 
 func TestRules(t *testing.T) {
-	table := build(t, fedora)
+	table := build(t, small("x", "/x")+`expiry:
+  - {match: "never/**", refresh: never}
+  - {match: "short/**", refresh: 15m}
+  - {match: "all/**", refresh: 2h, grace: 2d, moving: true, idle: 1h, veto: 5%, back: 90s}
+`)
 	for path, want := range map[string]Rule{
-		"releases/x":    {Never: true, Match: "releases/**"},
-		"updates/x":     {Refresh: 15 * time.Minute, Match: "updates/**"},
-		"development/x": {Refresh: time.Hour, Match: "default"},
+		"never/x": {Never: true, Grace: day, Idle: 14 * day, Veto: 0.5, Back: day, Match: "never/**"},
+		"short/x": {Refresh: 15 * time.Minute, Grace: day, Idle: 14 * day, Veto: 0.5, Back: day, Match: "short/**"},
+		"all/x":   {Refresh: 2 * time.Hour, Grace: 2 * day, Moving: true, Idle: time.Hour, Veto: 0.05, Back: 90 * time.Second, Match: "all/**"},
+		"x":       {Refresh: time.Hour, Grace: day, Idle: 14 * day, Veto: 0.5, Back: day, Match: "default"},
 	} {
-		r, err := table.Resolve("", "/pub/fedora/linux/"+path)
-		if err != nil || r.Rule.Never != want.Never || r.Rule.Refresh != want.Refresh || r.Rule.Match != want.Match {
-			t.Errorf("%s: %+v, %v; want %+v", path, r.Rule, err, want)
+		r, err := table.Resolve("", "/x/"+path)
+		if err != nil {
+			t.Fatal(err)
 		}
+		got := *r.Rule
+		if got.At.Line == 0 != (got.Match == "default") {
+			t.Errorf("%s: the rule stands at %v", path, got.At)
+		}
+		got.At, got.glob = profile.Pos{}, nil
+		if got != want {
+			t.Errorf("%s: %+v; want %+v", path, got, want)
+		}
+	}
+}
+
+func TestProfile(t *testing.T) {
+	table := build(t, small("all", "/"), small("x", "/pub/x")+"poll: always\nlimits: {size: 3GiB}\n",
+		"name: off\npath: /off\nupstreams: [https://off.example]\n")
+	all, x := table.Profile("all"), table.Profile("x")
+	if all == nil || all.Name != "all" || all.Dir() != "" || all.PollAlways || all.Size != 0 || all.Keys != nil {
+		t.Errorf("all: %+v", all)
+	}
+	if x == nil || x.Name != "x" || x.Dir() != "pub/x" || !x.PollAlways || x.Size != 3<<30 {
+		t.Errorf("x: %+v", x)
+	}
+	if p := table.Profile("off"); p != nil {
+		t.Errorf("a profile that is not enabled: %+v", p)
 	}
 }
 

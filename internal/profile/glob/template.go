@@ -82,6 +82,21 @@ func (t *Template) Tree(path string) (tree string, ok bool) {
 	return path[:max(end, 0)], true
 }
 
+// Captures returns what each word of t captures in tree, a tree of t as Tree returns it; nil if it is none.
+func (t *Template) Captures(tree string) map[string]string {
+	if found, ok := t.Tree(tree); !ok || found != tree {
+		return nil
+	}
+	words := map[string]string{}
+	elems := strings.Split(tree, "/")
+	for i, p := range t.parts {
+		if p.word != "" {
+			words[p.word] = elems[i][len(p.before) : len(elems[i])-len(p.after)]
+		}
+	}
+	return words
+}
+
 func (p *part) match(s string) bool {
 	if p.word == "" {
 		return s == p.before

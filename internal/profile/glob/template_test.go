@@ -1,6 +1,7 @@
 package glob
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -28,6 +29,31 @@ func TestTree(t *testing.T) {
 		}
 		if tree, ok := tm.Tree(tt.path); tree != tt.tree || ok != tt.ok {
 			t.Errorf("%q: the tree of %q is %q, %v; want %q, %v", tt.template, tt.path, tree, ok, tt.tree, tt.ok)
+		}
+	}
+}
+
+func TestCaptures(t *testing.T) {
+	for _, tt := range []struct {
+		template, tree string
+		want           map[string]string
+	}{
+		{"releases/{release}/Everything/{arch}/os", "releases/43/Everything/x86_64/os", map[string]string{"release": "43", "arch": "x86_64"}},
+		{"SIGs/{release}-stream/{sig}", "SIGs/9-stream/a&b", map[string]string{"release": "9", "sig": "a&b"}},
+		{"7.{minor}", "7.9.2009", map[string]string{"minor": "9.2009"}},
+		{"updates/{release}", "updates/43/debug", nil}, // lies in a tree, is none
+		{"updates/{release}", "updates", nil},
+		{"updates/{release}", "", nil},
+		{"a/b", "a/b", map[string]string{}},
+		{".", "", map[string]string{}},
+		{".", "a", nil},
+	} {
+		tm, err := ParseTemplate(tt.template)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := tm.Captures(tt.tree); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%q captures in %q %v, want %v", tt.template, tt.tree, got, tt.want)
 		}
 	}
 }
@@ -98,4 +124,35 @@ func TestExpand(t *testing.T) {
 			t.Errorf("Expand(%q): %s, want %s", text, got, want)
 		}
 	}
+}
+
+// FuzzTemplate: the tree of a path is the beginning of it, and is the template with what it captured put back.
+func FuzzTemplate(f *testing.F) {
+	f.Add("releases/{release}/Everything/{arch}/os", "releases/43/Everything/x86_64/os/repodata/repomd.xml")
+	f.Add("{a}-stream/x{b}y/.{c}", "9-stream/xzy/.{a}/d")
+	f.Add(".", "a")
+	f.Fuzz(func(t *testing.T, text, path string) {
+		tm, err := ParseTemplate(text)
+		if err != nil || !clean(path) {
+			return
+		}
+		tree, ok := tm.Tree(path)
+		if !ok {
+			if words := tm.Captures(path); words != nil {
+				t.Errorf("%q captures %v in %q, which is in no tree of it", text, words, path)
+			}
+			return
+		}
+		if tree != path && tree != "" && !strings.HasPrefix(path, tree+"/") {
+			t.Errorf("%q: the tree of %q is %q", text, path, tree)
+		}
+		words := tm.Captures(tree)
+		again, err := Expand(text, func(w string) (string, bool) { v, ok := words[w]; return v, ok && v != "" })
+		if text == "." {
+			again = ""
+		}
+		if err != nil || again != tree {
+			t.Errorf("%q captures %v in %q: put back %q, %v", text, words, tree, again, err)
+		}
+	})
 }
