@@ -15,31 +15,38 @@ const module = "github.com/instantmirror/instantmirror/"
 
 // floors are the rooms of the house. A room imports only lower floors, never its neighbours.
 var floors = map[string]int{
-	"internal/digest":   0,
-	"internal/spool":    0,
-	"internal/upstream": 0,
-	"internal/profile":  1,
-	"internal/repodata": 1,
-	"internal/store":    1,
-	"internal/index":    1,
-	"internal/site":     2,
-	"internal/fetch":    3,
-	"internal/mirror":   4,
-	"internal/server":   6,
-	"internal/daemon":   7,
-	"cmd/instantmirror": 8,
-	"profiles":          0, // data
+	"internal/digest":    0,
+	"internal/signature": 0,
+	"internal/spool":     0,
+	"internal/upstream":  0,
+	"internal/profile":   1,
+	"internal/repodata":  1,
+	"internal/store":     1,
+	"internal/index":     1,
+	"internal/journal":   1,
+	"internal/site":      2,
+	"internal/fetch":     3,
+	"internal/fsck":      3,
+	"internal/mirror":    4,
+	"internal/monitor":   5,
+	"internal/trim":      5,
+	"internal/admin":     6,
+	"internal/server":    6,
+	"internal/daemon":    7,
+	"cmd/instantmirror":  8,
+	"profiles":           0, // data
 }
 
 // owners are the rooms that alone may import a library.
 var owners = map[string]string{
-	"gopkg.in/yaml.v3":              "internal/profile",
-	"go.etcd.io/bbolt":              "internal/index",
-	"github.com/alecthomas/kong":    "cmd/instantmirror",
-	"github.com/coreos/go-systemd":  "internal/daemon",
-	"github.com/klauspost/compress": "internal/repodata",
-	"github.com/ulikunitz/xz":       "internal/repodata",
-	"golang.org/x/time/rate":        "internal/upstream",
+	"gopkg.in/yaml.v3":                "internal/profile",
+	"go.etcd.io/bbolt":                "internal/index",
+	"github.com/alecthomas/kong":      "cmd/instantmirror",
+	"github.com/coreos/go-systemd":    "internal/daemon",
+	"github.com/ProtonMail/go-crypto": "internal/signature",
+	"github.com/klauspost/compress":   "internal/repodata",
+	"github.com/ulikunitz/xz":         "internal/repodata",
+	"golang.org/x/time/rate":          "internal/upstream",
 }
 
 // testsOnly are rooms that no program imports.

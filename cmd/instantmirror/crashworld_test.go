@@ -245,7 +245,7 @@ func (w *crashWorld) walk(when string) (stored map[string]int) {
 			dirs[d] = true
 		}
 	}
-	private := map[string]bool{".instantmirror": true, ".instantmirror/format": true, ".instantmirror/lock": true, ".instantmirror/tmp": true}
+	private := map[string]bool{".instantmirror": true, ".instantmirror/format": true, ".instantmirror/lock": true, ".instantmirror/tmp": true, ".instantmirror/gen": true}
 	err := filepath.WalkDir(root, func(file string, e fs.DirEntry, err error) error {
 		rel, _ := filepath.Rel(root, file)
 		if err != nil || rel == "." {
@@ -256,7 +256,7 @@ func (w *crashWorld) walk(when string) (stored map[string]int) {
 		case err != nil:
 			return err
 		case strings.HasPrefix(rel, ".instantmirror"):
-			if !private[rel] && filepath.Dir(rel) != ".instantmirror/tmp" {
+			if !private[rel] && !strings.HasPrefix(rel, ".instantmirror/tmp/") && !strings.HasPrefix(rel, ".instantmirror/gen/") {
 				w.t.Errorf("%s: left over: %s", when, rel)
 			}
 			return nil

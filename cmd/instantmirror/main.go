@@ -18,6 +18,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/instantmirror/instantmirror/internal/admin"
 	"github.com/instantmirror/instantmirror/internal/daemon"
 	"github.com/instantmirror/instantmirror/internal/profile"
 )
@@ -34,6 +35,12 @@ const (
 
 type commands struct {
 	Serve   serveCmd   `cmd:"" help:"Serve the mirror."`
+	Status  statusCmd  `cmd:"" help:"Say what is mirrored, how fresh it is, and how the upstreams are."`
+	Refresh refreshCmd `cmd:"" help:"Look upstream now."`
+	Expire  expireCmd  `cmd:"" help:"Throw away what is stored at a path."`
+	Prune   pruneCmd   `cmd:"" help:"Delete what nothing vouches for any more."`
+	Verify  verifyCmd  `cmd:"" help:"Compare every byte in the tree with what vouches for it."`
+	Why     whyCmd     `cmd:"" help:"Say all that is known of one path."`
 	Check   checkCmd   `cmd:"" help:"Check the configuration and the profiles, or just the given profile files."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
@@ -70,13 +77,14 @@ func run(args []string, o output) int {
 	err = ctx.Run()
 	var wrong profile.Errors
 	var bad *configError
+	var usage *admin.UsageError
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &wrong):
 		fmt.Fprintln(o.err, err)
 		return exitUsage
-	case errors.As(err, &bad):
+	case errors.As(err, &bad), errors.As(err, &usage):
 		fmt.Fprintf(o.err, "instantmirror: %v\n", err)
 		return exitUsage
 	default:

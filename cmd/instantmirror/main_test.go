@@ -38,7 +38,8 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, args...) // ended by its test, not with its context: how it stops is looked at
-	cmd.Env = append(os.Environ(), asProgram+"=1")
+	// Under the race detector a program takes another second to end, unless it is told not to.
+	cmd.Env = append(os.Environ(), asProgram+"=1", "GORACE=atexit_sleep_ms=10 "+os.Getenv("GORACE"))
 	return cmd
 }
 

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,10 +26,13 @@ import (
 
 	"github.com/instantmirror/instantmirror/internal/fetch"
 	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/journal"
 	"github.com/instantmirror/instantmirror/internal/mirror"
+	"github.com/instantmirror/instantmirror/internal/monitor"
 	"github.com/instantmirror/instantmirror/internal/profile"
 	"github.com/instantmirror/instantmirror/internal/server"
 	"github.com/instantmirror/instantmirror/internal/store"
+	"github.com/instantmirror/instantmirror/internal/trim"
 	"github.com/instantmirror/instantmirror/internal/upstream"
 )
 
@@ -45,10 +49,15 @@ type Daemon struct {
 
 	store   *store.Store
 	index   *index.Index
+	journal *journal.Journal
 	flights *fetch.Group
-	land    context.CancelFunc // ends the flights
+	mirror  *mirror.Mirror
+	monitor *monitor.Monitor
+	trimmer *trim.Trimmer
+	land    context.CancelFunc // ends flights and looks
 	server  *server.Server
 	cert    atomic.Pointer[tls.Certificate]
+	admin   administration
 
 	mu    sync.Mutex // held over a reload
 	setup *Setup
@@ -75,25 +84,41 @@ func New(o Options, setup *Setup, pool *upstream.Pool, out io.Writer) (*Daemon, 
 	if note != "" {
 		d.log.Warn("index", "note", note)
 	}
+	if d.journal, err = journal.Open(filepath.Join(cfg.State, "journal")); err != nil {
+		return nil, errors.Join(err, d.index.Close(), d.store.Close())
+	}
 	// Flights end after the clients do, not with the signal.
 	ctx, cancel := context.WithCancel(context.Background())
 	d.land = cancel
 	d.flights = fetch.New(ctx, d.store, d.landed)
+	d.mirror = mirror.New(d.store, d.index, d.flights, d.journal, d.note)
+	d.monitor = monitor.New(ctx, d.mirror, d.index, d.store, d.flights, setup.Table, d.looked)
+	d.mirror.Watch(d.monitor)
+	d.trimmer = trim.New(d.store, d.mirror, d.index, d.trimmed)
+	d.store.SetQuotas(quotas(setup))
+	d.store.SetMakeRoom(d.trimmer.MakeRoom)
 	d.cert.Store(setup.cert)
-	d.server = server.New(mirror.New(d.store, d.index, d.flights, d.note), d.store, d.log, view(setup))
+	d.server = server.New(d.mirror, d.store, d.log, d.view(setup))
+	if err := d.mirror.Recover(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("finishing what the last run began: %w", err), d.Close())
+	}
 	return d, nil
 }
 
 // Close ends the flights, then closes index and root.
 func (d *Daemon) Close() error {
 	d.land()
+	d.monitor.Wait()
 	d.flights.Wait()
 	d.pool.CloseIdleConnections()
-	return errors.Join(d.index.Close(), d.store.Close())
+	return errors.Join(d.closeAdmin(), d.index.Close(), d.journal.Close(), d.store.Close())
 }
 
-// Listen returns the sockets that systemd passed, or else opens the configured addresses.
+// Listen opens the admin socket, and returns the sockets that systemd passed, or else opens the configured addresses.
 func (d *Daemon) Listen() ([]net.Listener, error) {
+	if err := d.listenAdmin(); err != nil {
+		return nil, err
+	}
 	passed, err := activation.Listeners()
 	if err != nil {
 		return nil, fmt.Errorf("taking the sockets passed by systemd: %w", err)
@@ -157,6 +182,18 @@ func (d *Daemon) Run(ctx context.Context, ls []net.Listener, reload <-chan os.Si
 	})
 	work.Go(func() error {
 		d.index.Run(ctx, func(err error) { d.log.Error("index", "err", err) })
+		return nil
+	})
+	work.Go(func() error {
+		d.watch(ctx)
+		return nil
+	})
+	work.Go(func() error {
+		d.trimmer.Run(ctx)
+		return nil
+	})
+	work.Go(func() error {
+		d.serveAdmin(ctx)
 		return nil
 	})
 	work.Go(func() error {
@@ -239,7 +276,10 @@ func (d *Daemon) Reload() error {
 	d.cert.Store(setup.cert)
 	d.setLevel(now)
 	d.store.SetReserve(int64(now.Reserve))
-	d.server.Swap(view(setup))
+	d.server.Swap(d.view(setup))
+	d.monitor.Swap(setup.Table)
+	d.store.SetQuotas(quotas(setup))
+	d.trimmer.Poke()
 	d.setup = setup
 	d.log.Info("reloaded", "profiles", len(setup.Table.Profiles()))
 	return nil
@@ -253,6 +293,7 @@ func needRestart(was, now *profile.Config) (keys []string) {
 	}{
 		{"root", was.Root != now.Root},
 		{"state", was.State != now.State},
+		{"socket", was.SocketPath() != now.SocketPath()},
 		{"listen", !slices.Equal(was.Listen, now.Listen)},
 		{"tls (on or off)", (was.TLS == nil) != (now.TLS == nil)},
 		{"log.format", was.Log.Format != now.Log.Format},
@@ -264,8 +305,8 @@ func needRestart(was, now *profile.Config) (keys []string) {
 	return keys
 }
 
-func view(s *Setup) *server.View {
-	return &server.View{Table: s.Table, Allow: s.Config.Allow, AccessLog: s.Config.Log.Access}
+func (d *Daemon) view(s *Setup) *server.View {
+	return &server.View{Table: s.Table, Allow: s.Config.Allow, AccessLog: s.Config.Log.Access, Status: d.status}
 }
 
 func (d *Daemon) setLevel(cfg *profile.Config) {
@@ -277,6 +318,7 @@ func (d *Daemon) setLevel(cfg *profile.Config) {
 
 // landed logs the end of a flight.
 func (d *Daemon) landed(r fetch.Result) {
+	d.admin.fetched.Add(r.Bytes)
 	attrs := []any{"path", r.Path, "ms", r.Time.Milliseconds()}
 	if r.Origin != "" {
 		attrs = append(attrs, "origin", r.Origin, "status", r.Status, "bytes", r.Bytes, "parts", r.Parts)
@@ -296,6 +338,68 @@ func (d *Daemon) landed(r fetch.Result) {
 		}
 		d.log.Info("fetched", append(attrs, "stored", r.Kept)...)
 	}
+}
+
+// watch looks at what the tree holds, if the index does not know, and then after the repositories.
+func (d *Daemon) watch(ctx context.Context) {
+	if d.index.Fresh() {
+		n, err := d.monitor.Rebuild(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			d.log.Error("the index could not be made again from the tree", "err", err)
+		case n > 0:
+			d.log.Info("the index was made again from the tree", "repositories", n)
+		}
+	}
+	d.monitor.Run(ctx)
+}
+
+// looked logs what the monitor did.
+func (d *Daemon) looked(e monitor.Event) {
+	attrs := []any{"repository", e.Root}
+	add := func(key string, v any, known bool) {
+		if known {
+			attrs = append(attrs, key, v)
+		}
+	}
+	add("from", e.From, e.From != "")
+	add("to", e.To, e.To != "")
+	add("origin", e.Origin, e.Origin != "")
+	add("files", e.Files, e.Files > 0)
+	add("ms", e.Time.Milliseconds(), e.Time > 0)
+	add("err", e.Err, e.Err != nil)
+	level := slog.LevelInfo
+	if e.Err != nil || e.What == monitor.Vetoed {
+		level = slog.LevelWarn
+	}
+	d.log.Log(context.Background(), level, e.What, attrs...)
+}
+
+// quotas are the limits of the site and of each profile.
+func quotas(s *Setup) []store.Quota {
+	site := int64(s.Config.Size)
+	var list []store.Quota
+	for _, p := range s.Table.Profiles() {
+		switch dir := p.Dir(); {
+		case p.Size == 0:
+		case dir != "":
+			list = append(list, store.Quota{Dir: dir, Limit: p.Size})
+		case site == 0 || p.Size < site: // a profile at /: its limit and the site's are of the same directory
+			site = p.Size
+		}
+	}
+	return append(list, store.Quota{Limit: site})
+}
+
+// trimmed logs what was evicted.
+func (d *Daemon) trimmed(e trim.Event) {
+	if e.Err != nil {
+		d.log.Warn("trim", "dir", e.Dir, "err", e.Err)
+		return
+	}
+	d.log.Info("evicted", "dir", e.Dir, "files", e.Files, "bytes", e.Bytes, "used", e.Used)
 }
 
 // note logs what goes wrong behind the clients' backs.

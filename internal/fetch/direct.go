@@ -41,7 +41,7 @@ func (g *Group) Direct(ctx context.Context, job Job) (*Direct, error) {
 	if err := d.open(ctx, 0); err != nil {
 		return nil, err
 	}
-	d.from, d.Head = d.resp.Configured, headOf(d.resp, false, d.want)
+	d.from, d.Head = d.resp.Configured, headOf(d.resp, d.job, false, d.want)
 	d.Head.Size = max(d.Head.Size, d.want.Size())
 	return d, nil
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/instantmirror/instantmirror/internal/upstream"
 )
 
-// ErrCurrent ends a flight that found, before it asked upstream, that its path has become current meanwhile.
+// ErrCurrent ends a flight that found, before it asked upstream or at the gate, that its path has become current meanwhile.
 var ErrCurrent = errors.New("current meanwhile")
 
 // ErrRefused says that what upstream sent was refused by its Judge.
@@ -41,9 +41,17 @@ type Job struct {
 	Order   upstream.Order   // whom to ask
 	Request upstream.Request // what to ask, with the validators of the stored file if there is one
 	Keep    bool             // commit it; else it is gone when its last follower is
+	// Stage, if not nil, gets the file in place of the tree: it is to appear at Path together with others. Nobody who wants
+	// what is at Path, or wants it in another bundle, joins such a flight.
+	Stage *store.Bundle
+	// Time, if not nil, says what the file's modification time is where upstream does not; zero: now.
+	Time func() time.Time
+	// Gate, if not nil, says in place of Expect what the bytes must be when only the name is missing, or why they must not
+	// have it. That stays so until leave is called, when the file has its name.
+	Gate func() (want digest.Expectation, leave func(), err error)
 
-	// Expect says what the bytes must be. It is asked when the flight begins, and again when the bytes are on the disk
-	// and only the name is missing: if it has changed by then, it is the last word that counts.
+	// Expect says what the bytes must be. It is asked when the flight begins, and it or Gate again when the bytes are on the
+	// disk and only the name is missing: if it has changed by then, it is the last word that counts.
 	Expect func() digest.Expectation
 	// Judge, if not nil, reads the file when all else is right, and may still refuse it; until it returns, followers
 	// get nothing of the file if its digest is unknown, and not the end of it if it is known.
@@ -69,6 +77,9 @@ type Head struct {
 	Origin       string    // scheme://host that sends it
 	ETag         string    // as that origin sent it, for that origin only
 	LastModified time.Time // as sent; zero if it was not
+
+	Configured *upstream.Origin   // who led there
+	Final      *upstream.Location // where that was
 }
 
 // Result is how a flight ended, for whoever keeps the log.
@@ -84,7 +95,7 @@ type Result struct {
 	Err    error // nil, or why it failed
 }
 
-// Group holds the flights under way, at most one for each path.
+// Group holds the flights under way, at most one for each path, and for each path of a bundle.
 type Group struct {
 	ctx    context.Context // of the daemon: flights end with it
 	store  *store.Store
@@ -95,12 +106,12 @@ type Group struct {
 	assumed int64
 
 	mu      sync.Mutex // map operations only
-	flights map[string]*flight
+	flights map[key]*flight
 }
 
 // New returns a Group whose flights run until ctx ends. report is called at the end of each.
 func New(ctx context.Context, s *store.Store, report func(Result)) *Group {
-	return &Group{ctx: ctx, store: s, report: report, flights: make(map[string]*flight), assumed: assumedRate}
+	return &Group{ctx: ctx, store: s, report: report, flights: make(map[key]*flight), assumed: assumedRate}
 }
 
 // Wait returns when all flights have ended. No Join may follow.
@@ -113,6 +124,8 @@ type flight struct {
 	group   *Group
 	ctx     context.Context // the group's; cancelled too when nobody wants what is not kept
 	cancel  context.CancelFunc
+	ended   chan struct{} // closed once result is set
+	result  error         // of the whole flight, commit included
 	started chan struct{} // closed once what follows is set; it is constant from then on
 	head    Head
 	err     error
@@ -126,20 +139,29 @@ type flight struct {
 	asides map[[2]int64]*aside // by offset and end, under group.mu
 }
 
+// key is what no two flights have in common.
+type key struct {
+	path  string
+	stage *store.Bundle
+}
+
+func (j *Job) key() key { return key{j.Path, j.Stage} }
+
 // Join follows the flight of job's path, beginning it if there is none; joined says that there was. Only the first
 // one's job is carried out. The caller closes the Follower.
 func (g *Group) Join(job Job) (fo *Follower, joined bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	f, joined := g.flights[job.Path]
+	f, joined := g.flights[job.key()]
 	if !joined {
-		f = &flight{begun: time.Now(), job: job, group: g, started: make(chan struct{}), refs: 1}
+		f = &flight{begun: time.Now(), job: job, group: g, started: make(chan struct{}), ended: make(chan struct{}), refs: 1}
 		f.ctx, f.cancel = context.WithCancel(g.ctx)
 		if len(g.flights) >= maxFlights {
 			f.cancel()
 			f.start(errBusy)
+			f.end(errBusy)
 		} else {
-			g.flights[job.Path] = f
+			g.flights[job.key()] = f
 			g.wg.Go(f.run)
 		}
 	}
@@ -151,7 +173,7 @@ func (g *Group) Join(job Job) (fo *Follower, joined bool) {
 func (g *Group) Underway(path string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.flights[path] != nil
+	return g.flights[key{path: path}] != nil
 }
 
 // leave takes back one reference to f.
@@ -159,9 +181,9 @@ func (g *Group) leave(f *flight) {
 	g.mu.Lock()
 	f.refs--
 	last := f.refs == 0
-	if f.refs == 1 && !f.job.Keep && g.flights[f.job.Path] == f {
+	if f.refs == 1 && !f.job.Keep && g.flights[f.job.key()] == f {
 		// Nobody is left to get what nobody keeps.
-		delete(g.flights, f.job.Path)
+		delete(g.flights, f.job.key())
 		f.cancel()
 	}
 	g.mu.Unlock()
@@ -178,15 +200,16 @@ func (f *flight) run() {
 		f.job.Failed(res.Err)
 	}
 	f.start(res.Err) // at the latest
+	if f.pending != nil {
+		f.pending.End()
+	}
 	f.group.mu.Lock()
-	if f.group.flights[f.job.Path] == f {
-		delete(f.group.flights, f.job.Path)
+	if f.group.flights[f.job.key()] == f {
+		delete(f.group.flights, f.job.key())
 	}
 	f.group.mu.Unlock()
+	f.end(res.Err)
 	f.cancel()
-	if f.pending != nil {
-		f.pending.Unclaim()
-	}
 	f.group.leave(f)
 	res.Time = time.Since(f.begun)
 	f.group.report(res)
@@ -198,6 +221,12 @@ func (f *flight) start(err error) {
 		f.err = err
 		close(f.started)
 	}
+}
+
+// end tells those who wait for all of it how the flight ended.
+func (f *flight) end(err error) {
+	f.result = err
+	close(f.ended)
 }
 
 func (f *flight) hasStarted() bool {
@@ -246,26 +275,46 @@ func (f *flight) fly(res *Result) error {
 	return err
 }
 
-// commit makes the file appear, if it is still what is expected.
+// commit makes the file appear, or stages it, if it is still what is expected.
 func (f *flight) commit(sum digest.Sum, res *Result) error {
-	confirm := func() error {
-		now := f.job.Expect()
-		if now == f.want || now.Sum().IsZero() {
-			return nil
-		}
-		if a := now.Sum().Algorithm(); a != sum.Algorithm() {
-			var err error
-			if sum, err = f.sumOf(a); err != nil {
-				return err
-			}
-		}
-		return now.Check(f.job.Path, f.pending.Size(), sum)
-	}
 	want := f.want
 	if want.Sum().IsZero() && want.Size() < 0 {
 		want = digest.Unverified(f.head.Size, want.String())
 	}
-	if err := f.pending.Commit(want, sum, f.head.ModTime, confirm); err != nil {
+	if f.job.Stage != nil {
+		if err := f.pending.Stage(f.job.Stage, want, sum, f.head.ModTime); err != nil {
+			return err
+		}
+		res.Kept, res.Sum = true, sum
+		return nil
+	}
+	gate := func() (func(), error) {
+		for {
+			now, leave, err := digest.Expectation{}, func() {}, error(nil)
+			if f.job.Gate == nil {
+				now = f.job.Expect()
+			} else if now, leave, err = f.job.Gate(); err != nil {
+				return nil, err
+			}
+			a := now.Sum().Algorithm()
+			if now == f.want || a == digest.None {
+				return leave, nil
+			}
+			if a == sum.Algorithm() {
+				err := now.Check(f.job.Path, f.pending.Size(), sum)
+				if err == nil {
+					return leave, nil
+				}
+				leave()
+				return nil, err
+			}
+			leave() // nobody waits at the gate while we hash
+			if sum, err = f.sumOf(a); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := f.pending.Commit(want, sum, f.head.ModTime, gate); err != nil {
 		return err
 	}
 	res.Kept, res.Sum = true, sum

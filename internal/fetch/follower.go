@@ -39,6 +39,16 @@ func (fo *Follower) Head(ctx context.Context) (Head, error) {
 	}
 }
 
+// Wait waits until the flight has ended, and its file stands in the tree or is staged; the error says why it does not.
+func (fo *Follower) Wait(ctx context.Context) error {
+	select {
+	case <-fo.f.ended:
+		return fo.f.result
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // Ready waits until the first of the n bytes from off on (n < 0: all that follow) can be copied. An error before any
 // byte went out can still be told to the client in words. Head must have returned without error.
 func (fo *Follower) Ready(ctx context.Context, off, n int64) error {

@@ -52,7 +52,7 @@ func (f *flight) take(res *Result) error {
 	}
 	res.Origin, res.Status = resp.Origin, resp.Status
 	if resp.Status == http.StatusNotModified {
-		f.head = headOf(resp, f.job.Keep, f.want)
+		f.head = f.headOf(resp)
 		f.arrived(digest.Sum{})
 		return nil
 	}
@@ -215,7 +215,7 @@ func (f *flight) begin(resp *upstream.Response) error {
 		case f.job.Judge != nil:
 			hold = math.MaxInt64
 		}
-		f.from, f.head = resp.Configured, headOf(resp, f.job.Keep, f.want)
+		f.from, f.head = resp.Configured, f.headOf(resp)
 		f.head.Size = size
 		f.spool, f.filling = spool.New(f.pending, size, hold), time.Now()
 		if hold < size || hold == 0 {
@@ -406,14 +406,20 @@ func (f *flight) follow(ctx context.Context) <-chan verdict {
 	return out
 }
 
+// headOf is headOf for the flight's job.
+func (f *flight) headOf(resp *upstream.Response) Head { return headOf(resp, f.job, f.job.Keep, f.want) }
+
 // headOf is what resp says of the file. A body that just ends with the connection may be cut without a sign: unless its
 // digest is known, it is never kept.
-func headOf(resp *upstream.Response, keep bool, want digest.Expectation) Head {
+func headOf(resp *upstream.Response, job Job, keep bool, want digest.Expectation) Head {
 	h := Head{
 		NotModified: resp.Status == http.StatusNotModified, Size: resp.Size, ModTime: resp.LastModified,
 		Keep: keep && (resp.Framed || !want.Sum().IsZero()), Sum: want.Sum(),
 		Framed: resp.Framed || !want.Sum().IsZero(),
-		Origin: resp.Origin, ETag: resp.ETag, LastModified: resp.LastModified,
+		Origin: resp.Origin, ETag: resp.ETag, LastModified: resp.LastModified, Configured: resp.Configured, Final: resp.Final,
+	}
+	if h.ModTime.IsZero() && job.Time != nil {
+		h.ModTime = job.Time()
 	}
 	if h.ModTime.IsZero() {
 		h.ModTime = time.Now().Truncate(time.Second)

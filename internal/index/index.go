@@ -28,7 +28,11 @@ const (
 	maxDirty = 100_000
 )
 
-var beliefs = []byte("beliefs 1")
+var (
+	beliefs  = []byte("beliefs 1")  // path → JSON of a Belief
+	used     = []byte("used 1")     // path → hour of its last use
+	complete = []byte("complete 1") // holds its own name once the tree was looked at
+)
 
 // Belief is what is known of the file at one path. It holds for a file of just this size and modification time.
 type Belief struct {
@@ -45,13 +49,17 @@ type Belief struct {
 type Index struct {
 	db *bbolt.DB
 
-	mu    sync.Mutex
-	dirty map[string]Belief // not yet in db
-	repos map[string]*Repo  // all of them, by root; those in it are never changed
+	mu     sync.Mutex
+	dirty  map[string]Belief   // not yet in db; the zero Belief: nothing is believed any more
+	repos  map[string]*Repo    // all of them, by root; those in it are never changed
+	places map[string][]string // directories outside of repositories → the roots whose packages they hold
 
 	// repoMu is held over each change of a Repo, from reading the old one until the new one is in repos: bbolt calls
 	// OnCommit when its own lock is free already.
 	repoMu sync.Mutex
+
+	uses  uses
+	fresh bool // it was begun anew: what the tree holds is not known yet
 }
 
 // Open opens the index in the directory dir, making both if need be. A damaged file is put aside as index.db.bad
@@ -87,8 +95,13 @@ func open(file string) (*Index, error) {
 			return err
 		}
 		err = x.db.Update(func(tx *bbolt.Tx) error {
-			_, err := tx.CreateBucketIfNotExists(beliefs)
-			return err
+			for _, name := range [][]byte{beliefs, used, complete} {
+				if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+					return err
+				}
+			}
+			x.fresh = tx.Bucket(complete).Get(complete) == nil
+			return nil
 		})
 		return errors.Join(err, x.loadRepos())
 	})
@@ -132,7 +145,7 @@ func (x *Index) Get(path string) (Belief, bool) {
 	b, ok := x.dirty[path]
 	x.mu.Unlock()
 	if ok {
-		return b, true
+		return b, b != Belief{}
 	}
 	// A belief that can't be read is no belief: upstream is asked instead.
 	err := x.view(func(tx *bbolt.Tx) error {
@@ -156,6 +169,24 @@ func (x *Index) Put(path string, b Belief) {
 	if len(x.dirty) < maxDirty {
 		x.dirty[path] = b
 	}
+}
+
+// Drop forgets what is believed of paths, whose files are gone.
+func (x *Index) Drop(paths ...string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, path := range paths {
+		x.dirty[path] = Belief{}
+	}
+}
+
+// Fresh reports whether the index was begun anew, because it was lost or never there, and Complete not been called since:
+// what stands in the tree has to be looked at.
+func (x *Index) Fresh() bool { return x.fresh }
+
+// Complete remembers that the tree was looked at.
+func (x *Index) Complete() error {
+	return x.update(func(tx *bbolt.Tx) error { return tx.Bucket(complete).Put(complete, []byte{}) })
 }
 
 // Run flushes what was put, until ctx ends. A flush that fails is reported, once until one succeeds, and tried
@@ -186,24 +217,22 @@ func (x *Index) flush() error {
 		batch[path] = b
 	}
 	x.mu.Unlock()
-	if len(batch) == 0 {
+	used := x.uses.batch()
+	if len(batch) == 0 && len(used) == 0 {
 		return nil
 	}
 	err := x.update(func(tx *bbolt.Tx) error {
 		for path, b := range batch {
-			v, err := json.Marshal(b)
-			if err != nil {
-				return fmt.Errorf("%s: %w", path, err)
-			}
-			if err := tx.Bucket(beliefs).Put([]byte(path), v); err != nil {
+			if err := putBelief(tx, path, b); err != nil {
 				return fmt.Errorf("%s: %w", path, err)
 			}
 		}
-		return nil
+		return putUses(tx, used)
 	})
 	if err != nil {
 		return fmt.Errorf("writing the index %s: %w", x.db.Path(), err)
 	}
+	x.uses.written(used)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for path, b := range batch {
@@ -212,6 +241,18 @@ func (x *Index) flush() error {
 		}
 	}
 	return nil
+}
+
+// putBelief writes b, or forgets path if b is zero.
+func putBelief(tx *bbolt.Tx, path string, b Belief) error {
+	if b == (Belief{}) {
+		return tx.Bucket(beliefs).Delete([]byte(path))
+	}
+	v, err := json.Marshal(b)
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(beliefs).Put([]byte(path), v)
 }
 
 // Close flushes and closes the index.

@@ -143,7 +143,7 @@ func TestDamagedPages(t *testing.T) {
 			x.Put(fmt.Sprintf("pub/%d", i), belief)
 		}
 		r, primary := records("one")
-		if err := x.SetRecords(root, r, primary); err != nil {
+		if err := x.SetRecords(root, Pointer{}, r, primary); err != nil {
 			t.Fatal(err)
 		}
 		setPackages(t, x, "one", 2000)

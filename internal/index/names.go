@@ -1,13 +1,13 @@
 package index
 
 import (
+	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
-	"maps"
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -19,112 +19,48 @@ var (
 	packages     = []byte("packages 1")     // root NUL side → path → Named
 )
 
-// batch is how many packages one transaction writes: enough to be quick, little enough to need no memory to speak of.
-const batch = 5000
+const (
+	// batch is how many packages one transaction writes: enough to be quick, little enough to need no memory to speak of.
+	batch = 5000
+	// generationLen is how many hex digits of its digest name a generation.
+	generationLen = 12
+)
 
 // Named is what metadata say of a file.
 type Named struct {
 	Size int64      `json:"size"` // bytes; -1 unknown
 	Sum  digest.Sum `json:"sum"`
+	Time int64      `json:"time,omitempty"` // modification time, Unix seconds; 0 unknown
 }
 
-// Repo is what is known of a repository: what its repomd.xml says, and from which primary its packages are known. The
-// packages themselves are on disk only.
-type Repo struct {
-	Records  map[string]Named `json:"records"`           // of the files that repomd.xml names, by mirror path
-	Primary  string           `json:"primary,omitempty"` // which of them is primary
-	Packages digest.Sum       `json:"packages,omitzero"` // the primary whose packages are known; zero: none are
-	Outside  []string         `json:"outside,omitempty"` // directories outside of the repository that hold its packages
-	Side     string           `json:"side,omitempty"`    // the bucket that they are in
+// Same reports whether n and o speak of the same bytes.
+func (n Named) Same(o Named) bool { return n.Sum == o.Sum && !n.Sum.IsZero() }
+
+// Staged are a repository's packages that are not in force yet. Its fields are for a publication's notes.
+type Staged struct {
+	Primary digest.Sum `json:"primary"`
+	Side    string     `json:"side"`
+	Outside []string   `json:"outside,omitempty"`
+	Count   int        `json:"count"` // packages
 }
 
-// current reports whether the packages that are known are those of the repository as its repomd.xml has it.
-func (r *Repo) current() bool {
-	return !r.Packages.IsZero() && r.Records[r.Primary].Sum == r.Packages
-}
-
-// loadRepos reads all repositories into memory.
-func (x *Index) loadRepos() error {
-	x.repos = make(map[string]*Repo)
-	return x.view(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(repositories)
-		if b == nil {
-			return nil
-		}
-		return b.ForEach(func(root, v []byte) error {
-			r := new(Repo)
-			if err := json.Unmarshal(v, r); err == nil { // one that can't be read is learned anew
-				x.repos[string(root[1:])] = r
-			}
-			return nil
-		})
-	})
-}
-
-// Repo returns what is known of the repository at root, a mirror path. It must not be changed.
-func (x *Index) Repo(root string) (*Repo, bool) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	r, ok := x.repos[root]
-	return r, ok
-}
-
-// SetRecords remembers what the repomd.xml of the repository at root says. If primary, the path of one of the records,
-// has the digest that it had, the packages stay known.
-func (x *Index) SetRecords(root string, records map[string]Named, primary string) error {
-	x.repoMu.Lock()
-	defer x.repoMu.Unlock()
-	r := &Repo{Records: records, Primary: primary}
-	if old, ok := x.Repo(root); ok {
-		r.Packages, r.Outside, r.Side = old.Packages, old.Outside, old.Side
+// Stage writes the packages of the repository at root, as each yields them from the primary whose digest is primary, so
+// that Publish can put them in force. What was staged before and not published is gone. For one root one call at a time.
+func (x *Index) Stage(root string, primary digest.Sum, each func(yield func(path string, n Named) error) error) (*Staged, error) {
+	s := &Staged{Primary: primary, Side: "a"}
+	if old, ok := x.Repo(root); ok && old.Side == "a" {
+		s.Side = "b"
 	}
-	return x.update(func(tx *bbolt.Tx) error { return x.putRepo(tx, root, r) })
-}
-
-// putRepo writes r, and puts it in force when the transaction is on disk.
-func (x *Index) putRepo(tx *bbolt.Tx, root string, r *Repo) error {
-	b, err := tx.CreateBucketIfNotExists(repositories)
-	if err != nil {
-		return err
-	}
-	v, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	if err := b.Put([]byte("/"+root), v); err != nil { // bbolt knows no empty key
-		return fmt.Errorf("remembering the repository %s: %w", root, err)
-	}
-	tx.OnCommit(func() {
-		x.mu.Lock()
-		defer x.mu.Unlock()
-		x.repos[root] = r
-	})
-	return nil
-}
-
-// SetPackages remembers the packages of the repository at root, as each yields them from the primary whose digest is
-// primary: path and what it must be. They take the place of those known before at once when each has ended well, and
-// not at all if it fails. For one root one call at a time.
-func (x *Index) SetPackages(root string, primary digest.Sum, each func(yield func(path string, n Named) error) error) error {
-	old, ok := x.Repo(root)
-	if !ok {
-		return fmt.Errorf("no repository is known at %q", root)
-	}
-	r := *old
-	r.Packages, r.Side = primary, "a"
-	if old.Side == "a" {
-		r.Side = "b"
-	}
-	bucket := side(root, r.Side)
+	bucket := side(root, s.Side)
 	if err := x.update(func(tx *bbolt.Tx) error { return dropSide(tx, bucket) }); err != nil {
-		return err
+		return nil, fmt.Errorf("staging the packages of %s: %w", root, err)
 	}
 	type entry struct {
 		path  string
 		named Named
 	}
 	pending := make([]entry, 0, batch)
-	outside := map[string]bool{}
+	outside := make(map[string]bool)
 	flush := func() error {
 		slices.SortFunc(pending, func(a, b entry) int { return strings.Compare(a.path, b.path) })
 		err := x.update(func(tx *bbolt.Tx) error {
@@ -147,9 +83,11 @@ func (x *Index) SetPackages(root string, primary digest.Sum, each func(yield fun
 		return err
 	}
 	err := each(func(p string, n Named) error {
-		if dir := path.Dir(p); !below(dir, root) {
+		if dir := path.Dir(p); !below(dir, root) && !outside[dir] {
 			outside[dir] = true
+			s.Outside = append(s.Outside, dir)
 		}
+		s.Count++
 		pending = append(pending, entry{p, n})
 		if len(pending) < batch {
 			return nil
@@ -160,25 +98,28 @@ func (x *Index) SetPackages(root string, primary digest.Sum, each func(yield fun
 		err = flush()
 	}
 	if err != nil {
-		return fmt.Errorf("remembering the packages of %s: %w", root, err)
+		return nil, fmt.Errorf("staging the packages of %s: %w", root, err)
 	}
-	r.Outside = slices.Sorted(maps.Keys(outside))
-	x.repoMu.Lock()
-	defer x.repoMu.Unlock()
-	return x.update(func(tx *bbolt.Tx) error {
-		now, ok := x.Repo(root)
-		if !ok {
-			return nil
-		}
-		r.Records, r.Primary = now.Records, now.Primary // a new repomd.xml may have come meanwhile
-		if err := x.putRepo(tx, root, &r); err != nil {
-			return err
-		}
-		if old.Side == "" {
-			return nil
-		}
-		return dropSide(tx, side(root, old.Side))
+	s.Outside = outermost(s.Outside)
+	return s, nil
+}
+
+// Has reports whether what was staged is still there.
+func (x *Index) Has(root string, s *Staged) (ok bool) {
+	_ = x.view(func(tx *bbolt.Tx) error { // what can't be read is not there
+		ok = bucketOf(tx, root, s.Side) != nil
+		return nil
 	})
+	return ok
+}
+
+// SetPackages puts what was staged in force for the generation that is there.
+func (x *Index) SetPackages(root string, s *Staged) error {
+	old, ok := x.Repo(root)
+	if !ok {
+		return fmt.Errorf("no repository is known at %q", root)
+	}
+	return x.Publish(root, *old, s, nil)
 }
 
 func side(root, side string) []byte { return []byte(root + "\x00" + side) }
@@ -191,88 +132,234 @@ func dropSide(tx *bbolt.Tx, bucket []byte) error {
 	return all.DeleteBucket(bucket)
 }
 
-// Named returns what the repositories that are known say of path, the nearest one first. It is empty where none names
-// it, or where the packages of one that might are not known.
-func (x *Index) Named(p string) []Named {
-	var list []Named
-	x.mu.Lock()
-	var places [][]byte // buckets
-	look := func(root string, r *Repo) {
-		if n, ok := r.Records[p]; ok {
-			list = append(list, n)
-		} else if r.current() {
-			places = append(places, side(root, r.Side))
+// bucketOf returns the bucket of a repository's packages, nil if there is none.
+func bucketOf(tx *bbolt.Tx, root, of string) *bbolt.Bucket {
+	if all := tx.Bucket(packages); all != nil && of != "" {
+		return all.Bucket(side(root, of))
+	}
+	return nil
+}
+
+// Change is a path of which two generations of a repository say different things.
+type Change struct {
+	Path              string
+	Old, New          Named
+	WasNamed, IsNamed bool
+}
+
+// tells reports whether the two generations mean other bytes.
+func (c Change) tells() bool { return !c.WasNamed || !c.IsNamed || c.Old.Sum != c.New.Sum }
+
+// Changes calls yield for each path of which the generation in force and the next one say different things, records
+// first, then packages in their order; where other bytes stay unnamed by a digest, nothing is said. An error of yield
+// ends it. A nil old means that nothing was known before: everything is new.
+func (x *Index) Changes(root string, old, next *Repo, staged *Staged, yield func(Change) error) error {
+	if old == nil {
+		old = new(Repo)
+	}
+	paths := make([]string, 0, len(old.Records)+len(next.Records))
+	for p := range old.Records {
+		paths = append(paths, p)
+	}
+	for p := range next.Records {
+		paths = append(paths, p)
+	}
+	slices.Sort(paths)
+	for _, p := range slices.Compact(paths) {
+		was, wasNamed := old.Records[p]
+		is, isNamed := next.Records[p]
+		if c := (Change{p, was.Named, is.Named, wasNamed, isNamed}); c.tells() {
+			if err := yield(c); err != nil {
+				return err
+			}
 		}
 	}
-	for dir := path.Dir(p); ; dir = path.Dir(dir) {
-		if dir == "." {
-			dir = ""
-		}
-		if r, ok := x.repos[dir]; ok {
-			look(dir, r)
-		}
-		if dir == "" {
-			break
-		}
+	if staged == nil {
+		return nil
 	}
-	for root, r := range x.repos {
-		if len(r.Outside) > 0 && slices.Contains(r.Outside, path.Dir(p)) {
-			look(root, r)
+	from := ""
+	if old.current() {
+		from = old.Side
+	}
+	var after []byte
+	for {
+		changes, next, err := x.someChanges(root, from, staged.Side, after)
+		if err != nil {
+			return fmt.Errorf("comparing two generations of %s: %w", root, err)
 		}
-	}
-	x.mu.Unlock()
-	if len(places) == 0 {
-		return list
-	}
-	// What can't be read is not known: the file is fetched unverified, and verified once it is.
-	_ = x.view(func(tx *bbolt.Tx) error {
-		all := tx.Bucket(packages)
-		if all == nil {
+		for _, c := range changes {
+			if err := yield(c); err != nil {
+				return err
+			}
+		}
+		if next == nil {
 			return nil
 		}
-		for _, at := range places {
-			if b := all.Bucket(at); b != nil {
-				if n, ok := parseNamed(b.Get([]byte(p))); ok {
-					list = append(list, n)
-				}
+		after = next
+	}
+}
+
+// someChanges compares two sides from the first path after after on, in one transaction that ends before anybody acts on
+// it; next is nil at the end.
+func (x *Index) someChanges(root, from, to string, after []byte) (list []Change, next []byte, err error) {
+	err = x.view(func(tx *bbolt.Tx) error {
+		walk := func(of string) (key, value []byte, step func() ([]byte, []byte)) {
+			b := bucketOf(tx, root, of)
+			if b == nil {
+				return nil, nil, nil
+			}
+			c := b.Cursor()
+			key, value = c.Seek(after)
+			if key != nil && after != nil && bytes.Equal(key, after) {
+				key, value = c.Next()
+			}
+			return key, value, c.Next
+		}
+		k1, v1, step1 := walk(from)
+		k2, v2, step2 := walk(to)
+		var last []byte
+		for n := 0; k1 != nil || k2 != nil; n++ {
+			if len(list) == batch || n == 20*batch {
+				next = bytes.Clone(last)
+				return nil
+			}
+			order := bytes.Compare(k1, k2)
+			switch {
+			case k1 == nil:
+				order = 1
+			case k2 == nil:
+				order = -1
+			}
+			c := Change{WasNamed: order <= 0, IsNamed: order >= 0}
+			if c.WasNamed {
+				last = k1
+				c.Old, _ = parseNamed(v1)
+			}
+			if c.IsNamed {
+				last = k2
+				c.New, _ = parseNamed(v2)
+			}
+			if c.tells() {
+				c.Path = string(last)
+				list = append(list, c)
+			}
+			if c.WasNamed {
+				k1, v1 = step1()
+			}
+			if c.IsNamed {
+				k2, v2 = step2()
 			}
 		}
 		return nil
 	})
+	return list, next, err
+}
+
+// EachPackage calls yield for each path that the packages in force of the repository at root name, in order.
+func (x *Index) EachPackage(root string, yield func(path string, n Named) error) error {
+	r, ok := x.Repo(root)
+	if !ok || r.Packages.IsZero() {
+		return nil
+	}
+	var after []byte
+	for {
+		list, next, err := x.someChanges(root, "", r.Side, after)
+		if err != nil {
+			return fmt.Errorf("reading the packages of %s: %w", root, err)
+		}
+		for _, c := range list {
+			if err := yield(c.Path, c.New); err != nil {
+				return err
+			}
+		}
+		if next == nil {
+			return nil
+		}
+		after = next
+	}
+}
+
+// Named returns what the generations in force say of path, the one that was published last first. It is empty where none
+// names it, or where the packages of one that might are not known.
+func (x *Index) Named(p string) []Named { return x.named(p, "", false) }
+
+// NamedBut is Named without what the repository at root says.
+func (x *Index) NamedBut(root, p string) []Named { return x.named(p, root, true) }
+
+func (x *Index) named(p, but string, skip bool) []Named {
+	type answer struct {
+		named Named
+		since time.Time
+	}
+	type place struct {
+		root, side string
+		since      time.Time
+	}
+	var answers []answer
+	var places []place
+	x.mu.Lock()
+	for _, root := range x.concerned(p) {
+		if skip && root == but {
+			continue
+		}
+		r := x.repos[root]
+		if n, ok := r.Records[p]; ok {
+			answers = append(answers, answer{n.Named, r.Pointer.Published})
+		} else if r.current() {
+			places = append(places, place{root, r.Side, r.Pointer.Published})
+		}
+	}
+	x.mu.Unlock()
+	if len(places) > 0 {
+		// What can't be read is not known: the file is fetched unverified, and verified once it is.
+		_ = x.view(func(tx *bbolt.Tx) error {
+			for _, at := range places {
+				if b := bucketOf(tx, at.root, at.side); b != nil {
+					if n, ok := parseNamed(b.Get([]byte(p))); ok {
+						answers = append(answers, answer{n, at.since})
+					}
+				}
+			}
+			return nil
+		})
+	}
+	slices.SortStableFunc(answers, func(a, b answer) int { return b.since.Compare(a.since) })
+	var list []Named
+	for _, a := range answers {
+		list = append(list, a.named)
+	}
 	return list
 }
 
-// Record returns what a repomd.xml that is known says of path, from memory.
+// Record returns what the repomd.xml in force says of path, from memory.
 func (x *Index) Record(p string) (Named, bool) {
-	root, _, ok := cutLast(p, "/repodata/")
+	root, ok := rootOf(p)
 	if !ok {
-		if _, ok = strings.CutPrefix(p, "repodata/"); !ok {
-			return Named{}, false
-		}
-		root = ""
+		return Named{}, false
 	}
 	r, ok := x.Repo(root)
 	if !ok {
 		return Named{}, false
 	}
 	n, ok := r.Records[p]
-	return n, ok
+	return n.Named, ok
 }
 
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
+// rootOf returns the root of the repository in whose repodata/ p is.
+func rootOf(p string) (root string, ok bool) {
+	if i := strings.LastIndex(p, "/repodata/"); i >= 0 {
+		return p[:i], true
 	}
-	return s, "", false
+	return "", strings.HasPrefix(p, "repodata/")
 }
 
 func below(dir, root string) bool {
 	return root == "" || dir == root || strings.HasPrefix(dir, root+"/")
 }
 
-// appendBinary is the form of Named on disk: the length in bytes as a varint, and the digest.
+// appendBinary is the form of Named on disk: length in bytes and time as varints, and the digest.
 func (n Named) appendBinary(b []byte) []byte {
-	return n.Sum.AppendBinary(binary.AppendVarint(b, n.Size))
+	return n.Sum.AppendBinary(binary.AppendVarint(binary.AppendVarint(b, n.Size), n.Time))
 }
 
 func parseNamed(b []byte) (Named, bool) {
@@ -280,6 +367,10 @@ func parseNamed(b []byte) (Named, bool) {
 	if l <= 0 {
 		return Named{}, false
 	}
-	sum, err := digest.ParseBinary(b[l:])
-	return Named{size, sum}, err == nil
+	t, m := binary.Varint(b[l:])
+	if m <= 0 {
+		return Named{}, false
+	}
+	sum, err := digest.ParseBinary(b[l+m:])
+	return Named{size, sum, t}, err == nil
 }

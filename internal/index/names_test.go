@@ -18,22 +18,28 @@ func sum(text string) digest.Sum {
 const root = "pub/os"
 
 // records are a repomd.xml's, whose primary has a digest made of text.
-func records(text string) (map[string]Named, string) {
+func records(text string) (map[string]Record, string) {
 	p := root + "/repodata/primary.xml.gz"
-	return map[string]Named{p: {10, sum(text)}, root + "/repodata/comps.xml": {-1, sum("comps")}}, p
+	return map[string]Record{
+		p:                            {Named{10, sum(text), 0}, "primary"},
+		root + "/repodata/comps.xml": {Named{-1, sum("comps"), 0}, "group"},
+	}, p
 }
 
 // setPackages remembers n packages, whose digests are made of text.
 func setPackages(t *testing.T, x *Index, text string, n int) {
 	t.Helper()
-	err := x.SetPackages(root, sum(text), func(yield func(string, Named) error) error {
+	staged, err := x.Stage(root, sum(text), func(yield func(string, Named) error) error {
 		for i := range n {
-			if err := yield(fmt.Sprintf("%s/Packages/p%d.rpm", root, i), Named{int64(i), sum(text + fmt.Sprint(i))}); err != nil {
+			if err := yield(fmt.Sprintf("%s/Packages/p%d.rpm", root, i), Named{int64(i), sum(text + fmt.Sprint(i)), 9}); err != nil {
 				return err
 			}
 		}
-		return yield("pub/pool/shared.rpm", Named{7, sum(text + "shared")})
+		return yield("pub/pool/shared.rpm", Named{7, sum(text + "shared"), 9})
 	})
+	if err == nil {
+		err = x.SetPackages(root, staged)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +51,7 @@ func TestNames(t *testing.T) {
 	set := func(text string) {
 		t.Helper()
 		r, primary := records(text)
-		if err := x.SetRecords(root, r, primary); err != nil {
+		if err := x.SetRecords(root, Pointer{}, r, primary); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -60,14 +66,14 @@ func TestNames(t *testing.T) {
 
 	want(pkg)
 	set("one")
-	want(root+"/repodata/primary.xml.gz", Named{10, sum("one")})
-	want(root+"/repodata/comps.xml", Named{-1, sum("comps")})
+	want(root+"/repodata/primary.xml.gz", Named{10, sum("one"), 0})
+	want(root+"/repodata/comps.xml", Named{-1, sum("comps"), 0})
 	want(pkg)
 	setPackages(t, x, "one", last)
 	check := func(text string) {
 		t.Helper()
-		want(pkg, Named{last - 1, sum(text + fmt.Sprint(last-1))})
-		want("pub/pool/shared.rpm", Named{7, sum(text + "shared")})
+		want(pkg, Named{last - 1, sum(text + fmt.Sprint(last-1)), 9})
+		want("pub/pool/shared.rpm", Named{7, sum(text + "shared"), 9})
 		want(root + "/Packages/none.rpm")
 		want("pub/pool/none.rpm")
 		want("elsewhere/p1.rpm")
@@ -89,21 +95,21 @@ func TestNames(t *testing.T) {
 
 	// What fails in the middle changes nothing.
 	boom := errors.New("boom")
-	err := x.SetPackages(root, sum("three"), func(yield func(string, Named) error) error {
+	_, err := x.Stage(root, sum("three"), func(yield func(string, Named) error) error {
 		for i := range last {
-			if err := yield(fmt.Sprintf("%s/Packages/p%d.rpm", root, i), Named{0, sum("wrong")}); err != nil {
+			if err := yield(fmt.Sprintf("%s/Packages/p%d.rpm", root, i), Named{0, sum("wrong"), 0}); err != nil {
 				return err
 			}
 		}
 		return boom
 	})
 	if !errors.Is(err, boom) {
-		t.Errorf("SetPackages: %v", err)
+		t.Errorf("Stage: %v", err)
 	}
 	check("two")
 	setPackages(t, x, "two", last)
 	check("two")
-	if err := x.SetPackages("unknown", sum("x"), nil); err == nil {
+	if err := x.SetPackages("unknown", new(Staged)); err == nil {
 		t.Error("packages of an unknown repository are remembered")
 	}
 }
@@ -112,7 +118,7 @@ func TestRecord(t *testing.T) {
 	x := reopen(t, t.TempDir())
 	defer x.Close()
 	r, primary := records("one")
-	if err := x.SetRecords(root, r, primary); err != nil {
+	if err := x.SetRecords(root, Pointer{}, r, primary); err != nil {
 		t.Fatal(err)
 	}
 	if n, ok := x.Record(primary); !ok || n.Sum != sum("one") {
@@ -123,7 +129,7 @@ func TestRecord(t *testing.T) {
 			t.Errorf("%s: %v", p, n)
 		}
 	}
-	if err := x.SetRecords("", map[string]Named{"repodata/primary.xml": {1, sum("root")}}, "repodata/primary.xml"); err != nil {
+	if err := x.SetRecords("", Pointer{}, map[string]Record{"repodata/primary.xml": {Named{1, sum("root"), 0}, "primary"}}, "repodata/primary.xml"); err != nil {
 		t.Fatal(err)
 	}
 	if n, ok := x.Record("repodata/primary.xml"); !ok || n.Sum != sum("root") {
@@ -136,7 +142,7 @@ func TestRecordsBesidePackages(t *testing.T) {
 	x := reopen(t, t.TempDir())
 	defer x.Close()
 	r, primary := records("one")
-	if err := x.SetRecords(root, r, primary); err != nil {
+	if err := x.SetRecords(root, Pointer{}, r, primary); err != nil {
 		t.Fatal(err)
 	}
 	for range 10 {
@@ -144,7 +150,7 @@ func TestRecordsBesidePackages(t *testing.T) {
 		go func() {
 			defer close(done)
 			for range 5 {
-				if err := x.SetRecords(root, r, primary); err != nil {
+				if err := x.SetRecords(root, Pointer{}, r, primary); err != nil {
 					t.Error(err)
 				}
 			}

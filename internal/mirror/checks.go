@@ -76,14 +76,10 @@ func (k *checks) postpone(path string, c check, d time.Duration, why string) {
 	k.m[path] = c
 }
 
-// expire makes path due now, if it is known at all.
-func (k *checks) expire(path string) {
+func (k *checks) forget(path string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if c, ok := k.m[path]; ok {
-		c.belief.Checked = time.Time{}
-		k.m[path] = c
-	}
+	delete(k.m, path)
 }
 
 // lastCheck is what is known of the stored file: from memory, else from the index; a belief about another file that

@@ -8,8 +8,10 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/instantmirror/instantmirror/internal/digest"
+	"github.com/instantmirror/instantmirror/internal/fetch"
 	"github.com/instantmirror/instantmirror/internal/index"
 	"github.com/instantmirror/instantmirror/internal/repodata"
 	"github.com/instantmirror/instantmirror/internal/site"
@@ -17,16 +19,61 @@ import (
 
 // expect says what the bytes of t must be, from what the metadata that were read here say.
 func (m *Mirror) expect(t site.Target) digest.Expectation {
-	if t.Class != site.Metadata && t.Class != site.Package {
+	m.relearnFor(t)
+	return m.expectNow(t)
+}
+
+// expectNow is expect, from what is known already.
+func (m *Mirror) expectNow(t site.Target) digest.Expectation {
+	if !vouchedFor(t) {
 		return digest.Unverified(-1, "no metadata name such files")
 	}
-	m.relearn(t.Path)
-	for _, n := range m.index.Named(t.Path) {
-		if !n.Sum.IsZero() {
-			return digest.Known(n.Size, n.Sum)
-		}
+	if n, ok := m.named(t.Path); ok {
+		return digest.Known(n.Size, n.Sum)
 	}
 	return digest.Unverified(-1, "no metadata that were read here name it")
+}
+
+// expectNamed is expectNow for what is about to get its name. A repomd.xml must be the one that is in force; the file that
+// goes with it comes with it, if somebody looks after that.
+func (m *Mirror) expectNamed(t site.Target) (digest.Expectation, error) {
+	root, name := repository(t.Path)
+	if t.Class != site.Pointer || name == "" {
+		return m.expectNow(t), nil
+	}
+	repo, ok := m.index.Repo(root)
+	switch {
+	case !ok || repo.Pointer.Sum.IsZero():
+	case name == "repomd.xml":
+		return digest.Known(-1, repo.Pointer.Sum), nil
+	case (name == "repomd.xml.asc" || name == "repomd.xml.key") && m.watcher != nil:
+		return digest.Expectation{}, fmt.Errorf("%s: %w: it is kept as it goes with its repomd.xml", t.Path, fetch.ErrCurrent)
+	}
+	return m.expectNow(t), nil
+}
+
+// vouchedFor reports whether metadata name files of t's class.
+func vouchedFor(t site.Target) bool { return t.Class == site.Metadata || t.Class == site.Package }
+
+// relearnFor learns from the tree what is needed to know what t must be.
+func (m *Mirror) relearnFor(t site.Target) {
+	if vouchedFor(t) {
+		m.relearn(t.Path)
+	}
+}
+
+// named is what path must be: what the generation in force says that was published last, or else the last one that named
+// the path, during its grace.
+func (m *Mirror) named(p string) (index.Named, bool) {
+	for _, n := range m.index.Named(p) {
+		if !n.Sum.IsZero() {
+			return n, true
+		}
+	}
+	if l, _, ok := m.index.Left(p); ok && !l.Sum.IsZero() {
+		return l.Named, true
+	}
+	return index.Named{}, false
 }
 
 // judge is how the body of t is looked at before its end goes out, nil if it is not: repomd.xml must be one, and both
@@ -44,7 +91,7 @@ func (m *Mirror) judge(t site.Target) func(io.Reader) error {
 		}
 		return func(r io.Reader) error {
 			// Its digest is right, so the client gets it, be it of any use to us or not.
-			if err := m.learnPackages(root, t.Path, repo.Records[t.Path], r); err != nil {
+			if err := m.learnPackages(root, t.Path, repo.Records[t.Path].Named, r); err != nil {
 				m.report(err)
 			}
 			return nil
@@ -66,46 +113,99 @@ func repository(p string) (root, name string) {
 	return root, name
 }
 
-// learnRecords reads a repomd.xml. An error says that it is none.
-func (m *Mirror) learnRecords(root string, r io.Reader) error {
-	md, err := repodata.ParseRepomd(r)
-	if err != nil {
-		return fmt.Errorf("%s/repodata/repomd.xml: %w", root, err)
+// ReadRepomd reads the repomd.xml of the repository at root. What it names elsewhere is left to the clients, and reported.
+func (m *Mirror) ReadRepomd(root string, r io.Reader) (index.Repo, error) {
+	h := digest.SHA256.New()
+	md, err := repodata.ParseRepomd(io.TeeReader(r, h))
+	if err == nil {
+		_, err = io.Copy(h, r) // what follows the document counts for the digest
 	}
-	records, primary := make(map[string]index.Named), ""
+	if err != nil {
+		return index.Repo{}, fmt.Errorf("%s: %w", pointerOf(root), err)
+	}
+	age := md.Age()
+	repo := index.Repo{
+		Pointer: index.Pointer{Sum: digest.SumOf(digest.SHA256, h), Timestamp: age.Timestamp, Revision: age.Revision},
+		Records: make(map[string]index.Record),
+	}
 	for _, rec := range md.Records {
 		p, external, err := repodata.Join(root, rec.Base, rec.Href)
 		switch {
 		case err != nil:
-			m.report(fmt.Errorf("%s/repodata/repomd.xml: its %s is left to the clients: %w", root, rec.Type, err))
+			m.report(fmt.Errorf("%s: its %s is left to the clients: %w", pointerOf(root), rec.Type, err))
 		case external:
-			m.report(fmt.Errorf("%s/repodata/repomd.xml: its %s is on another host, %.200s: that is left to the clients", root, rec.Type, rec.Base))
+			m.report(fmt.Errorf("%s: its %s is on another host, %.200s: that is left to the clients", pointerOf(root), rec.Type, rec.Base))
 		default:
-			records[p] = index.Named{Size: rec.Size, Sum: rec.Sum}
+			repo.Records[p] = index.Record{Named: index.Named{Size: rec.Size, Sum: rec.Sum, Time: rec.Timestamp}, Type: rec.Type}
 			if rec.Type == "primary" {
-				primary = p
+				repo.Primary = p
 			}
 		}
 	}
+	return repo, nil
+}
+
+// pointerOf is the path of the repomd.xml of the repository at root.
+func pointerOf(root string) string { return strings.TrimPrefix(root+"/repodata/repomd.xml", "/") }
+
+// learnRecords reads a repomd.xml where no generation is in force, or its pointer has gone from the tree. An error says
+// that it is none, or older than what was in force.
+func (m *Mirror) learnRecords(root string, r io.Reader) error {
+	repo, err := m.ReadRepomd(root, r)
+	if err != nil {
+		return err
+	}
+	if old, ok := m.index.Repo(root); ok {
+		if old.Pointer.Sum == repo.Pointer.Sum {
+			return nil
+		}
+		if Older(&repo.Pointer, &old.Pointer) {
+			return fmt.Errorf("%s: it is older than what was here before", pointerOf(root))
+		}
+	}
+	repo.Pointer.Published = time.Now()
 	// Without a working index the mirror works on, unverified.
-	if err := m.index.SetRecords(root, records, primary); err != nil {
+	if err := m.index.SetRecords(root, repo.Pointer, repo.Records, repo.Primary); err != nil {
 		m.report(err)
 	}
 	return nil
 }
 
+// Older reports whether a is older than b, as far as they tell: by the greatest timestamp of a record, then the revision
+// if that is a number, then Last-Modified (DESIGN P5).
+func Older(a, b *index.Pointer) bool {
+	x, y := repodata.Age{Timestamp: a.Timestamp, Revision: a.Revision}, repodata.Age{Timestamp: b.Timestamp, Revision: b.Revision}
+	if c := x.Compare(y); c != 0 {
+		return c < 0
+	}
+	decided := a.Timestamp > 0 && b.Timestamp > 0 || a.Revision > 0 && b.Revision > 0
+	return !decided && !a.LastModified.IsZero() && a.LastModified.Before(b.LastModified)
+}
+
 // learnPackages reads the primary at p of the repository at root, which want describes.
 func (m *Mirror) learnPackages(root, p string, want index.Named, r io.Reader) error {
 	defer m.learning.lock(root)()
-	if want.Sum.IsZero() {
-		return fmt.Errorf("%s: repomd.xml gives it no digest that we can make: its packages are not verified", p)
+	if repo, ok := m.index.Repo(root); ok && (repo.Packages == want.Sum || repo.Records[repo.Primary].Sum != want.Sum) {
+		return nil // known already, or overtaken
 	}
-	if repo, ok := m.index.Repo(root); ok && repo.Packages == want.Sum {
-		return nil
+	staged, err := m.StagePackages(root, p, want, r)
+	if err != nil {
+		return err
+	}
+	m.gate.Lock()
+	defer m.gate.Unlock()
+	return m.index.SetPackages(root, staged)
+}
+
+// StagePackages reads the primary at p of the repository at root, which want describes, for a Publication. For one root one
+// call at a time.
+func (m *Mirror) StagePackages(root, p string, want index.Named, r io.Reader) (*index.Staged, error) {
+	if want.Sum.IsZero() {
+		return nil, fmt.Errorf("%s: repomd.xml gives it no digest that we can make: its packages are not verified", p)
 	}
 	verified := digest.NewReader(r, digest.Known(want.Size, want.Sum), p, 0)
 	outside, first := 0, ""
-	err := m.index.SetPackages(root, want.Sum, func(yield func(string, index.Named) error) error {
+	staged, err := m.index.Stage(root, want.Sum, func(yield func(string, index.Named) error) error {
 		err := repodata.ReadPrimary(verified, p, repodata.Limits{Size: want.Size}, func(pkg *repodata.Package) error {
 			to, external, err := repodata.Join(root, pkg.Base, pkg.Href)
 			if err != nil || external {
@@ -114,7 +214,7 @@ func (m *Mirror) learnPackages(root, p string, want index.Named, r io.Reader) er
 				}
 				return nil
 			}
-			return yield(to, index.Named{Size: pkg.Size, Sum: pkg.Sum})
+			return yield(to, index.Named{Size: pkg.Size, Sum: pkg.Sum, Time: pkg.FileTime})
 		})
 		if err != nil {
 			return err
@@ -123,12 +223,12 @@ func (m *Mirror) learnPackages(root, p string, want index.Named, r io.Reader) er
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("%s: its packages are not verified: %w", p, err)
+		return nil, fmt.Errorf("%s: its packages are not verified: %w", p, err)
 	}
 	if outside > 0 {
 		m.report(fmt.Errorf("%s: %d packages are on other hosts or outside of the mirror and are left to the clients; the first is %.200s", p, outside, first))
 	}
-	return nil
+	return staged, nil
 }
 
 // relearn learns from the tree what the index has lost or never had: of each repository that p may belong to, once.
@@ -145,6 +245,15 @@ func (m *Mirror) relearn(p string) {
 			return
 		}
 	}
+}
+
+// Relearn learns the repository at root from the tree, if it is not known.
+func (m *Mirror) Relearn(root string) { m.relearnAt(root) }
+
+// RootOf is the root of the repository whose repomd.xml is at name.
+func RootOf(name string) (root string, ok bool) {
+	root, base := repository(name)
+	return root, base == "repomd.xml"
 }
 
 func (m *Mirror) relearnAt(root string) {
@@ -170,10 +279,12 @@ func (m *Mirror) relearnAt(root string) {
 		}
 	}
 	if !known {
-		read(strings.TrimPrefix(root+"/repodata/repomd.xml", "/"), func(r io.Reader) error { return m.learnRecords(root, r) })
+		read(pointerOf(root), func(r io.Reader) error { return m.learnRecords(root, r) })
 	}
 	if repo, known = m.index.Repo(root); known && repo.Primary != "" {
-		read(repo.Primary, func(r io.Reader) error { return m.learnPackages(root, repo.Primary, repo.Records[repo.Primary], r) })
+		read(repo.Primary, func(r io.Reader) error {
+			return m.learnPackages(root, repo.Primary, repo.Records[repo.Primary].Named, r)
+		})
 	}
 }
 

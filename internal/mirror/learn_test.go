@@ -107,48 +107,6 @@ func TestCorruptMetadata(t *testing.T) {
 	w.known(pkg, false)
 }
 
-// TestNewGeneration: with a new repomd.xml the old digests no longer count; a client that had wrong bytes makes the
-// pointer due.
-func TestNewGeneration(t *testing.T) {
-	w := newWorld(t)
-	md, primary, pkg := w.publish(1, false)
-	w.must(md, primary)
-	w.publish(2, false) // the same name and version, other bytes
-	var mismatch *digest.MismatchError
-	if _, _, err := w.get(pkg); !errors.As(err, &mismatch) {
-		t.Errorf("the new package by the old metadata: %v", err)
-	}
-	if _, status, err := w.get(md); err != nil || !strings.Contains(status, "fwd=stale; stored") {
-		t.Errorf("the pointer is not due: %s, %v", status, err)
-	}
-	_, primary, _ = w.publish(2, false)
-	w.known(pkg, false)
-	w.must(primary)
-	w.known(pkg, true)
-	w.must(pkg)
-}
-
-// TestFixedNames: metadata of fixed names are a hit while they are what the repomd.xml here says, and are fetched anew
-// when it says otherwise.
-func TestFixedNames(t *testing.T) {
-	w := newWorld(t)
-	md, primary, _ := w.publish(1, true)
-	w.must(md, primary)
-	w.up.Reset()
-	if _, status, err := w.get(primary); err != nil || status != hit {
-		t.Errorf("%s, %v", status, err)
-	}
-	w.publish(2, true)
-	w.age(md, 2*60*60*1e9)
-	w.must(md)
-	if _, status, err := w.get(primary); err != nil || status != "instantmirror; fwd=stale; stored" {
-		t.Errorf("after a new repomd.xml: %s, %v", status, err)
-	}
-	if _, status, err := w.get(primary); err != nil || status != hit {
-		t.Errorf("and then: %s, %v", status, err)
-	}
-}
-
 // TestBadPointer: what is no repomd.xml never takes the place of one that is.
 func TestBadPointer(t *testing.T) {
 	w := newWorld(t)

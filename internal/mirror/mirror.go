@@ -6,7 +6,11 @@
 //	immutable   a package, metadata named by its checksum, anything under a `refresh: never` rule: a hit, always
 //	fresh       checked upstream less than its rule's refresh ago: a hit
 //	due         older than that: upstream is asked once, whoever waits; after patience the stale file is the answer
+//	outdated    the generation in force means other bytes under that name: as if it were missing, until it is deleted
 //	missing     upstream is asked; absence is remembered for a minute
+//
+// It is the only one who changes what is valid: Publish puts a generation in force, Expire and Settle delete what upstream
+// changed or dropped, Evict what there is no room for. Whoever has reason to calls them.
 package mirror
 
 import (
@@ -14,12 +18,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
+	"sync"
 	"time"
 
 	"github.com/instantmirror/instantmirror/internal/digest"
 	"github.com/instantmirror/instantmirror/internal/fetch"
 	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/journal"
 	"github.com/instantmirror/instantmirror/internal/site"
 	"github.com/instantmirror/instantmirror/internal/store"
 	"github.com/instantmirror/instantmirror/internal/upstream"
@@ -43,13 +48,32 @@ const maxTurns = 3
 // ErrDenied says that the site's content rules refuse the path.
 var ErrDenied = errors.New("refused by the content rules of this mirror")
 
+// Watcher looks upstream whether the repositories' pointers have changed, and publishes what has. Its methods do not wait.
+type Watcher interface {
+	// Look begins to look for the repository at root, unless somebody does already or has just done so. done is closed when
+	// what was found has been carried out.
+	Look(root string) (begun time.Time, done <-chan struct{})
+	// Met says that the repository at root is here for the first time, and who had its repomd.xml.
+	Met(root string, from fetch.Head)
+}
+
 // Mirror answers for paths. It is safe for concurrent use.
 type Mirror struct {
 	store   *store.Store
 	index   *index.Index
 	flights *fetch.Group
+	journal *journal.Journal
+	watcher Watcher // nil until Watch: then pointers are served as they stand
 
 	report func(error)
+
+	// gate keeps what is expected as it is. Commits hold it for reading from the last look at what is expected until the
+	// file has its name; it is held for writing while a generation is put in force, and while files are judged and deleted.
+	// It is never held over the network, nor while a body is read.
+	gate     sync.RWMutex
+	outdated outdated
+
+	unfinished unfinished
 
 	checks     checks
 	absence    absence
@@ -58,11 +82,14 @@ type Mirror struct {
 	learned    onces // what was looked for in the tree, because the index does not have it
 }
 
-// New returns the Mirror of what is stored in s and believed in x, which fetches through g. What goes wrong behind the
-// clients' backs is reported.
-func New(s *store.Store, x *index.Index, g *fetch.Group, report func(error)) *Mirror {
-	return &Mirror{store: s, index: x, flights: g, report: report}
+// New returns the Mirror of what is stored in s and believed in x, which fetches through g, and says in j what it deletes.
+// What goes wrong behind the clients' backs is reported. Call Recover before anything else.
+func New(s *store.Store, x *index.Index, g *fetch.Group, j *journal.Journal, report func(error)) *Mirror {
+	return &Mirror{store: s, index: x, flights: g, journal: j, report: report}
 }
+
+// Watch makes w the one who looks after pointers. It must be called before the first request.
+func (m *Mirror) Watch(w Watcher) { m.watcher = w }
 
 // Open answers a request for the file that t names. It waits for the first byte at most, and where something is
 // stored for patience at most. Errors: ErrDenied, store.ErrIsDir and *upstream.DirectoryError (a directory),
@@ -77,7 +104,7 @@ func (m *Mirror) Stat(ctx context.Context, t site.Target) (*Answer, error) {
 	if t.Class == site.Pointer {
 		return m.answer(ctx, t, m.miss) // small, and asked for next
 	}
-	return m.answer(ctx, t, m.look)
+	return m.answer(ctx, t, m.head)
 }
 
 func (m *Mirror) answer(ctx context.Context, t site.Target, miss missFunc) (*Answer, error) {
@@ -99,19 +126,34 @@ type missFunc func(context.Context, site.Target) (*Answer, error)
 // open is one turn of Open. fetch.ErrCurrent says that the tree changed meanwhile: start over.
 func (m *Mirror) open(ctx context.Context, t site.Target, miss missFunc) (*Answer, error) {
 	file, err := m.store.Get(t.Path)
+	if err == nil && m.outdated.has(t.Path) {
+		file.Close()
+		err = fs.ErrNotExist
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		if err := m.companion(ctx, t); err != nil {
+			return nil, err
+		}
 		return miss(ctx, t)
 	case err != nil:
 		return nil, err
 	}
 	c, due, valid := m.judgeStored(t, file)
 	if valid {
+		m.index.Use(t.Path)
 		a := stored(t, file)
 		a.hasTTL, a.TTL = !due.IsZero(), time.Until(due)
 		return a, nil
 	}
-	a, err := m.revalidate(ctx, t, file, c)
+	revalidate := m.revalidate
+	if _, ok := m.repomd(t); ok {
+		revalidate = m.look
+	}
+	a, err := revalidate(ctx, t, file, c)
+	if a != nil {
+		m.index.Use(t.Path)
+	}
 	if a == nil || a.file != file {
 		file.Close()
 	}
@@ -127,10 +169,18 @@ func (m *Mirror) judgeStored(t site.Target, file *store.File) (c check, due time
 	if immutable(t) {
 		return c, due, true
 	}
+	if root, name := repository(t.Path); t.Class == site.Pointer && (name == "repomd.xml.asc" || name == "repomd.xml.key") {
+		if _, ok := m.index.Repo(root); ok { // it changes with its repomd.xml
+			return c, due, true
+		}
+	}
 	c = m.lastCheck(t.Path, file)
 	if t.Class == site.Metadata {
 		if n, ok := m.index.Record(t.Path); ok && !n.Sum.IsZero() {
 			return c, due, n.Sum == c.belief.Sum
+		}
+		if l, _, ok := m.index.Left(t.Path); ok && l.Sum == c.belief.Sum && !l.Sum.IsZero() { // in its grace
+			return c, due, true
 		}
 	}
 	due = c.due(t.Rule.Refresh)
@@ -218,9 +268,11 @@ func (m *Mirror) miss(ctx context.Context, t site.Target) (*Answer, error) {
 	if len(job.Order.Upstreams) == 0 && len(job.Order.Fallbacks) == 0 {
 		return nil, fmt.Errorf("%s: %w: no upstream of the profile %s is for it", t.Path, site.ErrNoRoute, t.Profile.Name)
 	}
+	want := job.Expect()
 	flight, joined := m.flights.Join(job)
 	head, err := flight.Head(ctx)
 	if err == nil && !head.NotModified {
+		m.index.Use(t.Path)
 		a := arriving(t, flight, head, joined)
 		a.Fwd = whyMissed(t)
 		return a, nil
@@ -235,11 +287,14 @@ func (m *Mirror) miss(ctx context.Context, t site.Target) (*Answer, error) {
 			return a, nil
 		}
 	}
+	if m.suspicious(t, want, err) && m.looked(ctx, t) && m.expect(t) != want {
+		return nil, fetch.ErrCurrent // upstream had moved on, and so have we
+	}
 	return nil, m.absent(ctx, t, err)
 }
 
-// look asks upstream for the head of what is not stored, or follows the flight that brings it.
-func (m *Mirror) look(ctx context.Context, t site.Target) (*Answer, error) {
+// head asks upstream for the head of what is not stored, or follows the flight that brings it.
+func (m *Mirror) head(ctx context.Context, t site.Target) (*Answer, error) {
 	job := m.job(t)
 	if m.flights.Underway(t.Path) || m.absence.known(t.Path) || len(job.Order.Upstreams) == 0 {
 		return m.miss(ctx, t)
@@ -265,20 +320,6 @@ func (m *Mirror) absent(ctx context.Context, t site.Target, err error) error {
 		return &AbsentError{Path: t.Path, Remembered: true, Err: err}
 	}
 	return err
-}
-
-// suspect takes a file that came with other bytes than metadata say as a sign that upstream has moved on: the
-// repository's pointer is due.
-func (m *Mirror) suspect(t site.Target, err error) {
-	var mismatch *digest.MismatchError
-	if !errors.As(err, &mismatch) {
-		return
-	}
-	for dir := path.Dir(t.Path); dir != "."; dir = path.Dir(dir) {
-		if _, ok := m.index.Repo(dir); ok {
-			m.checks.expire(dir + "/repodata/repomd.xml")
-		}
-	}
 }
 
 // whyMissed is the reason for which a request that found nothing stored went upstream (RFC 9211, fwd).
@@ -307,9 +348,31 @@ func (m *Mirror) job(t site.Target) fetch.Job {
 		Keep:    t.Action == site.Store,
 		Expect:  func() digest.Expectation { return m.expect(t) },
 		Judge:   m.judge(t),
-		Failed:  func(err error) { m.suspect(t, err) },
+		Gate: func() (digest.Expectation, func(), error) {
+			m.relearnFor(t) // which takes the gate itself
+			m.gate.RLock()
+			want, err := m.expectNamed(t)
+			if err != nil {
+				m.gate.RUnlock()
+			}
+			return want, m.gate.RUnlock, err
+		},
+		Time: func() time.Time {
+			if n, ok := m.named(t.Path); ok && n.Time > 0 {
+				return time.Unix(n.Time, 0)
+			}
+			return time.Time{}
+		},
+		Failed: func(err error) {
+			if m.suspicious(t, m.expect(t), err) {
+				m.suspect(t)
+			}
+		},
 		Current: func() bool { return m.current(t) },
-		Arrived: func(h fetch.Head) { m.arrived(t.Path, h) },
+		Arrived: func(h fetch.Head) {
+			m.arrived(t.Path, h)
+			m.met(t, h)
+		},
 	}
 }
 
@@ -321,7 +384,7 @@ func (m *Mirror) current(t site.Target) bool {
 	}
 	defer file.Close()
 	_, _, valid := m.judgeStored(t, file)
-	return valid
+	return valid && !m.outdated.has(t.Path)
 }
 
 // arrived notes that upstream has just vouched for what stands at name.
@@ -349,4 +412,7 @@ func (m *Mirror) arrived(name string, h fetch.Head) {
 	m.absence.forget(name)
 	m.checks.note(name, check{belief: b})
 	m.index.Put(name, b)
+	if !h.NotModified {
+		m.outdated.remove(name)
+	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/instantmirror/instantmirror/internal/fetch"
 	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/journal"
 	"github.com/instantmirror/instantmirror/internal/mirrortest"
 	"github.com/instantmirror/instantmirror/internal/profile"
 	"github.com/instantmirror/instantmirror/internal/site"
@@ -25,7 +26,7 @@ import (
 )
 
 const (
-	pointer = "/pub/test/43/repodata/repomd.xml"
+	pointer = "/pub/test/43/iso/Test-43-CHECKSUM"
 	rpm     = "/pub/test/43/Packages/a.rpm"
 )
 
@@ -88,8 +89,12 @@ func (w *world) begin() {
 		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	j, err := journal.Open(filepath.Join(w.dir, "state", "journal"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	g := fetch.New(ctx, s, func(fetch.Result) {})
-	w.Mirror = New(s, x, g, func(err error) { w.t.Log(err) })
+	w.Mirror = New(s, x, g, j, func(err error) { w.t.Log(err) })
 	w.stop = sync.OnceFunc(func() {
 		cancel()
 		g.Wait()
@@ -210,7 +215,7 @@ func TestPointerThroughItsLife(t *testing.T) {
 	w.want(pointer, "three", hit+"; ttl=-3601; detail=stale", 1)
 
 	// It has the file no more: ours may be the last copy.
-	w.up.Remove("up/43/repodata/repomd.xml")
+	w.up.Remove("up" + strings.TrimPrefix(pointer, "/pub/test"))
 	w.age(pointer, time.Hour)
 	w.want(pointer, "three", hit+"; ttl=-7201; detail=gone-upstream", 1)
 	w.want(pointer, "three", hit+"; ttl=-7201; detail=gone-upstream", 0)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/instantmirror/instantmirror/internal/fetch"
 	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/journal"
 	"github.com/instantmirror/instantmirror/internal/mirror"
 	"github.com/instantmirror/instantmirror/internal/mirrortest"
 	"github.com/instantmirror/instantmirror/internal/profile"
@@ -281,7 +282,9 @@ func (w *faultWorld) start() {
 	check(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	w.flights = fetch.New(ctx, st, func(fetch.Result) {})
-	server := New(mirror.New(st, x, w.flights, func(err error) { w.t.Error("reported:", err) }), st, slog.New(slog.DiscardHandler), &View{Table: table})
+	j, err := journal.Open(filepath.Join(w.state, "journal"))
+	check(err)
+	server := New(mirror.New(st, x, w.flights, j, func(err error) { w.t.Error("reported:", err) }), st, slog.New(slog.DiscardHandler), &View{Table: table})
 	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		defer w.handlers.Done() // ask added it
 		server.ServeHTTP(rw, r)
@@ -293,7 +296,7 @@ func (w *faultWorld) start() {
 		cancel()
 		w.flights.Wait()
 		pool.CloseIdleConnections()
-		if err := x.Close(); err != nil {
+		if err := errors.Join(x.Close(), j.Close()); err != nil {
 			w.t.Error(err)
 		}
 		if err := st.Close(); err != nil {

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"html/template"
@@ -32,10 +33,17 @@ func (s *Server) own(w *recorder, r *http.Request, view *View) {
 		s.page(w, r, landing, data)
 	case r.URL.Path == reserved+"healthz":
 		write(w, r, "text/plain; charset=utf-8", []byte("ok\n"))
+	case r.URL.Path == reserved+"api/status" && view.Status != nil:
+		b, err := json.MarshalIndent(view.Status(), "", "  ")
+		if err != nil {
+			s.fail(w, r, fmt.Errorf("making the status: %w", err))
+			return
+		}
+		write(w, r, "application/json", append(b, '\n'))
 	case isRepo && strings.HasSuffix(name, ".repo"):
 		s.repoFile(w, r, view, strings.TrimSuffix(name, ".repo"))
 	default:
-		refuse(w, r, http.StatusNotFound, "Below /-/ there are /-/ itself, /-/repo/PROFILE.repo and /-/healthz.")
+		refuse(w, r, http.StatusNotFound, "Below /-/ there are /-/ itself, /-/repo/PROFILE.repo, /-/api/status and /-/healthz.")
 	}
 }
 
@@ -209,5 +217,5 @@ dnf repolist</pre>
 <p>The file has the repositories' usual names and takes the place of the distribution's own .repo files: move those away,
 or dnf may go on using them.</p>{{else}}<p>In a .repo file of a client, write <code>baseurl={{.URL}}/…</code> and remove
 <code>metalink=</code> and <code>mirrorlist=</code>.</p>{{end}}
-{{end}}<p>Health: <a href="/-/healthz">/-/healthz</a></p></html>
+{{end}}<p>Health: <a href="/-/healthz">/-/healthz</a>, status: <a href="/-/api/status">/-/api/status</a></p></html>
 `))

@@ -20,8 +20,10 @@ import (
 
 	"github.com/instantmirror/instantmirror/internal/fetch"
 	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/journal"
 	"github.com/instantmirror/instantmirror/internal/mirror"
 	"github.com/instantmirror/instantmirror/internal/mirrortest"
+	"github.com/instantmirror/instantmirror/internal/monitor"
 	"github.com/instantmirror/instantmirror/internal/profile"
 	"github.com/instantmirror/instantmirror/internal/site"
 	"github.com/instantmirror/instantmirror/internal/store"
@@ -35,6 +37,7 @@ type world struct {
 	store   *store.Store
 	url     string
 	flights *fetch.Group
+	monitor *monitor.Monitor
 }
 
 const testProfile = `
@@ -95,16 +98,25 @@ func newWorld(t testing.TB) *world {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.flights = fetch.New(ctx, w.store, func(fetch.Result) {})
-	w.Server = New(mirror.New(w.store, x, w.flights, func(err error) { t.Log(err) }), w.store, slog.New(slog.DiscardHandler), &View{Table: table, AccessLog: true})
+	j, err := journal.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := mirror.New(w.store, x, w.flights, j, func(err error) { t.Log(err) })
+	w.monitor = monitor.New(ctx, m, x, w.store, w.flights, table, func(monitor.Event) {})
+	m.Watch(w.monitor)
+	w.Server = New(m, w.store, slog.New(slog.DiscardHandler), &View{Table: table, AccessLog: true})
 	srv := httptest.NewServer(w.Server)
 	w.url = srv.URL
 	t.Cleanup(func() {
 		srv.CloseClientConnections()
 		srv.Close()
 		cancel()
+		w.monitor.Wait()
 		w.flights.Wait()
 		pool.CloseIdleConnections()
 		x.Close()
+		j.Close()
 		w.store.Close()
 	})
 	return w
@@ -121,7 +133,7 @@ var fileTime = time.Unix(1700000000, 0)
 //	stop, start            upstream refuses connections; accepts them
 //	full, room             the disk of the mirror
 //	asked [N]              upstream saw N requests since the last "asked"
-//	settled                the flights have ended: what was fetched is stored
+//	settled                the flights and looks have ended: what was fetched is stored
 //	allow CIDR...          clients that are served
 //	METHOD URL             a request; what follows is about it, up to the next one:
 //	> Field: value         a header field to send
@@ -223,6 +235,7 @@ func (s *script) line(line string) {
 		s.store.SetReserve(0)
 	case "settled":
 		s.settle(s.t)
+		s.monitor.Wait()
 	case "asked":
 		if got := strconv.Itoa(s.up.Count("**")); arg != "" && got != arg {
 			s.t.Errorf("%s: upstream saw %s requests:\n%s", s.at, got, s.up.Log())

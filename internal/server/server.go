@@ -39,6 +39,7 @@ type View struct {
 	Table     *site.Table
 	Allow     []netip.Prefix // client networks; none: everybody
 	AccessLog bool
+	Status    func() any // what /-/api/status says, as JSON; nil: it is not there
 }
 
 // Server is the http.Handler of the mirror. It is safe for concurrent use.
@@ -47,6 +48,7 @@ type Server struct {
 	store  *store.Store // for listings
 	log    *slog.Logger
 	view   atomic.Pointer[View]
+	counts counters
 }
 
 // New returns a Server of what m answers and s stores.
@@ -58,6 +60,9 @@ func New(m *mirror.Mirror, s *store.Store, log *slog.Logger, v *View) *Server {
 
 // Swap replaces what requests are served by. Requests under way go on by the old one.
 func (s *Server) Swap(v *View) { s.view.Store(v) }
+
+// View returns what requests are served by now.
+func (s *Server) View() *View { return s.view.Load() }
 
 // ServeHTTP answers one request, and logs it.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -120,12 +125,16 @@ func (s *Server) mirrorPath(w *recorder, r *http.Request, view *View) {
 		return
 	}
 	if err != nil {
+		s.counts.failed.Add(1)
 		s.fail(w, r, err)
 		return
 	}
 	defer a.Close()
 	w.cache = a.CacheStatus()
+	whole := false
+	defer func() { s.count(w, a.Hit(), whole) }() // also when send breaks it off
 	s.send(w, r, a)
+	whole = true
 }
 
 // allowed reports whether the client at addr (host:port) may be served.

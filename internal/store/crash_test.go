@@ -47,6 +47,7 @@ func copyTree(t *testing.T, from string) string {
 // leaves: the next Open finds the old file or the new one, whole; what was downloaded is taken up again if its digest is
 // known, else swept; and the commit can be made anew. (cmd's tests do it to a daemon, by the system calls themselves.)
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	const old, body = "old", "hello world"
 	for _, verified := range []bool{true, false} {
 		want := digest.Unverified(int64(len(body)), "test")
@@ -64,8 +65,11 @@ func TestCrash(t *testing.T) {
 				}
 				var crashes []leftover
 				written := 0
-				s.fault = func(step string) error {
-					crashes = append(crashes, leftover{step, copyTree(t, s.dir), written, step == "fsyncdir"})
+				s.SetFault(func(step, at string, before bool) error {
+					if !before {
+						return nil
+					}
+					crashes = append(crashes, leftover{step, copyTree(t, s.dir), written, step == "fsyncdir" && at == filepath.Dir(path)})
 					switch step {
 					case "write":
 						written = len(body)
@@ -81,7 +85,7 @@ func TestCrash(t *testing.T) {
 						}
 					}
 					return nil
-				}
+				})
 				p, err := s.Create(path, want, true)
 				if err != nil {
 					t.Fatal(err)
@@ -91,7 +95,7 @@ func TestCrash(t *testing.T) {
 					t.Fatal(err)
 				}
 				p.Close()
-				s.fault = nil
+				s.SetFault(nil)
 				crashes = append(crashes, leftover{"the end", copyTree(t, s.dir), 0, true})
 				if len(crashes) < 8 {
 					t.Errorf("only %d steps", len(crashes))

@@ -2,18 +2,18 @@ package store
 
 import (
 	"container/list"
+	"hash/maphash"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 )
 
 const (
 	// maxIdle bounds the file handles kept open for the next request.
 	maxIdle = 1024
-	// recheck is how long a kept handle is believed to stand at its path without looking the path up again. A
-	// file that was removed or replaced under us is noticed at once by its link count; only the renaming of a
-	// directory above it is not.
+	// recheck is how long a kept handle is believed to stand at its path without looking the path up again. What
+	// this process removes or replaces is noticed at once, by forget. What others do is noticed at once by the
+	// file's link count and change time; only the renaming of a directory above it is not.
 	recheck = 2 * time.Second
 )
 
@@ -24,11 +24,13 @@ type File struct {
 	Size    int64 // bytes
 	ModTime time.Time
 
-	name   string
-	links  uint64
-	opened time.Time
-	owner  *handles
-	elem   *list.Element // in owner.lru while idle
+	name    string
+	links   uint64
+	changed time.Time // its inode
+	opened  time.Time
+	epoch   uint64 // of its name, when it was opened
+	owner   *handles
+	elem    *list.Element // in owner.lru while idle
 }
 
 // Close gives the handle back: it is kept open for the next request of that path.
@@ -42,12 +44,22 @@ type handles struct {
 	idle   map[string][]*File
 	lru    list.List // of *File, most recently used first
 	closed bool
+	// epochs counts what forget was called for, names being spread over it. A file that was opened in an earlier epoch
+	// of its name may have another name by now: it is not kept.
+	epochs [256]uint64
+	seed   maphash.Seed
+}
+
+// epoch is the one of name. The caller holds h.mu.
+func (h *handles) epoch(name string) *uint64 {
+	return &h.epochs[maphash.String(h.seed, name)%uint64(len(h.epochs))]
 }
 
 func (h *handles) get(name string) (*File, error) {
+	var epoch uint64
 	for {
-		f := h.take(name)
-		if f == nil {
+		var f *File
+		if f, epoch = h.take(name); f == nil {
 			break
 		}
 		if f.stands() {
@@ -56,7 +68,7 @@ func (h *handles) get(name string) (*File, error) {
 		f.File.Close()
 	}
 	f, info, err := h.open(name)
-	for err == nil && info.Sys().(*syscall.Stat_t).Nlink == 0 { // it was replaced between open and fstat
+	for err == nil && infoOf(name, info).Links == 0 { // it was replaced between open and fstat
 		f.Close()
 		f, info, err = h.open(name)
 	}
@@ -65,7 +77,7 @@ func (h *handles) get(name string) (*File, error) {
 	}
 	return &File{
 		File: f, Size: info.Size(), ModTime: info.ModTime(), name: name,
-		links: info.Sys().(*syscall.Stat_t).Nlink, opened: time.Now(), owner: h,
+		links: infoOf(name, info).Links, changed: changed(info), opened: time.Now(), epoch: epoch, owner: h,
 	}, nil
 }
 
@@ -75,25 +87,28 @@ func (f *File) stands() bool {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && info.Sys().(*syscall.Stat_t).Nlink == f.links &&
-		info.Size() == f.Size && info.ModTime().Equal(f.ModTime)
+	return err == nil && infoOf(f.name, info).Links == f.links &&
+		info.Size() == f.Size && info.ModTime().Equal(f.ModTime) && changed(info).Equal(f.changed)
 }
 
-func (h *handles) take(name string) *File {
+// take gives an idle file of name, nil if there is none, and the epoch.
+func (h *handles) take(name string) (*File, uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	epoch := *h.epoch(name)
 	list := h.idle[name]
 	if len(list) == 0 {
-		return nil
+		return nil, epoch
 	}
 	f := list[len(list)-1]
 	h.drop(f)
-	return f
+	return f, epoch
 }
 
 // drop takes an idle file out of the books. It must be called with mu held.
 func (h *handles) drop(f *File) {
 	h.lru.Remove(f.elem)
+	f.elem = nil
 	list := h.idle[f.name]
 	for i := range list {
 		if list[i] == f {
@@ -111,7 +126,10 @@ func (h *handles) drop(f *File) {
 func (h *handles) put(f *File) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed || time.Since(f.opened) > recheck {
+	if f.elem != nil {
+		return // closed already: it is idle, and no one's
+	}
+	if h.closed || time.Since(f.opened) > recheck || f.epoch != *h.epoch(f.name) {
 		f.File.Close()
 		return
 	}
@@ -127,10 +145,12 @@ func (h *handles) put(f *File) {
 	}
 }
 
-// forget closes what is kept open of name, because name will stand for another file.
+// forget closes what is kept open of name, and has what is in use not be kept, because name stands for another file
+// now, or for none.
 func (h *handles) forget(name string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	*h.epoch(name)++
 	for len(h.idle[name]) > 0 {
 		f := h.idle[name][0]
 		h.drop(f)

@@ -14,6 +14,9 @@ import (
 // mountInfo is where Linux lists the mounts that this process sees (proc_pid_mountinfo(5)).
 const mountInfo = "/proc/self/mountinfo"
 
+// lostFound is a directory that mkfs makes at the top of a file system, for root alone to read.
+const lostFound = "lost+found"
+
 // maxNamed bounds how many offending paths an error names.
 const maxNamed = 5
 
@@ -94,6 +97,9 @@ func linksOut(dir string) ([]string, error) {
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // it went meanwhile
+		}
+		if p == filepath.Join(dir, lostFound) && d.IsDir() {
+			return filepath.SkipDir
 		}
 		if err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -114,23 +115,60 @@ func TestOldPartialsAreSwept(t *testing.T) {
 	}
 }
 
-// TestConfirm: what changed during a long fsync forbids the name.
-func TestConfirm(t *testing.T) {
+// TestGate: what changed during a long fsync forbids the name; and the gate is held while the file gets its name, no longer.
+func TestGate(t *testing.T) {
 	s := open(t)
 	put(t, s, "pub/f", "old")
 	want := known("new")
-	p, err := s.Create("pub/f", want, true)
-	if err != nil {
-		t.Fatal(err)
+	begin := func() *Pending {
+		p, err := s.Create("pub/f", want, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(p, "new"[p.Size():])
+		return p
 	}
-	defer p.Close()
-	io.WriteString(p, "new")
+	p := begin()
 	changed := errors.New("changed meanwhile")
-	if err := p.Commit(want, want.Sum(), mtime, func() error { return changed }); !errors.Is(err, changed) {
+	if err := p.Commit(want, want.Sum(), mtime, func() (func(), error) { return nil, changed }); !errors.Is(err, changed) {
 		t.Errorf("Commit: %v", err)
 	}
 	if got, _ := get(s, "pub/f"); got != "old" {
 		t.Errorf("pub/f is %q", got)
+	}
+	p.Close()
+
+	var order []string
+	gate := func() (func(), error) {
+		order = append(order, "passed")
+		return func() { order = append(order, "left") }, nil
+	}
+	for _, fail := range []bool{true, false} {
+		order = nil
+		s.SetFault(func(step, _ string, before bool) error {
+			if before {
+				order = append(order, step)
+			}
+			if step == "rename" && fail {
+				return changed
+			}
+			return nil
+		})
+		p = begin()
+		err := p.Commit(want, want.Sum(), mtime, gate)
+		p.Close()
+		wantOrder := []string{"write", "chmod", "chtimes", "fsync", "passed", "rename", "left", "fsyncdir"}
+		if fail {
+			wantOrder = wantOrder[:7]
+		}
+		if (err != nil) != fail || !slices.Equal(order, wantOrder) {
+			t.Errorf("rename fails %v: %v, %v", fail, order, err)
+		}
+	}
+	p = begin()
+	defer p.Close()
+	if err := p.Commit(want, want.Sum(), mtime, func() (func(), error) { return nil, nil }); err != nil {
+		t.Errorf("a gate that need not be left: %v", err)
 	}
 }
 
@@ -152,4 +190,42 @@ func TestWrongDigestIsNotCommitted(t *testing.T) {
 	if _, err := get(s, "pub/f"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("stored: %v", err)
 	}
+}
+
+// TestPartialAlone: who begins the same bytes while somebody is at it does so in a file of his own, and changes nothing of
+// what is committed meanwhile.
+func TestPartialAlone(t *testing.T) {
+	s := open(t)
+	want := known("hello world")
+	one, err := s.Create("pub/f", want, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(one, "hello ")
+	two, err := s.Create("pub/f", want, true)
+	if err != nil || two.Size() != 0 {
+		t.Fatalf("%d bytes are taken up, %v", two.Size(), err)
+	}
+	io.WriteString(one, "world")
+	if err := one.Commit(want, want.Sum(), mtime, nil); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(two, "some other bytes")
+	two.Close()
+	if got, err := get(s, "pub/f"); got != "hello world" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	one.End()
+	three, err := s.Create("pub/f", want, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(three, "hello")
+	three.Close()
+	one.Close()
+	four, err := s.Create("pub/f", want, true)
+	if err != nil || four.Size() != 5 {
+		t.Errorf("%d bytes are taken up, %v", four.Size(), err)
+	}
+	four.Close()
 }

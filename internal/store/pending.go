@@ -10,7 +10,6 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/instantmirror/instantmirror/internal/digest"
@@ -25,29 +24,33 @@ const (
 	partialAge = 24 * time.Hour
 )
 
-// Pending is a download in progress: a file in tmp that nobody sees but those who hold it, until Commit. Whoever made
-// it closes it, committed or not. Open is for any goroutine, all else for one at a time.
+// Pending is a download in progress: a file in tmp that nobody sees but those who hold it, until Commit or Stage. Whoever
+// made it closes it, committed or not. Open is for any goroutine, all else for one at a time.
 type Pending struct {
 	store   *Store
 	path    string // where it will stand
 	partial bool   // what is not committed is kept for the next try
+	alone   bool   // nobody else takes up the same download until End
 	tmp     string // where it is gathered
 	file    *os.File
 	size    int64 // bytes written
 	claimed int64 // bytes reserved beyond size
+	charge  *charge
 
 	mu   sync.Mutex // held over the rename, so that Open finds the file under one name or the other
 	name string     // where it stands now; "" once it is nowhere
+	kept bool       // it is committed or staged: what stands at name is not ours to throw away
 }
 
 // Create begins a file that is to stand at path and satisfy want. The room is reserved at once: ErrNoSpace says that
 // there is none. With resume set, and if want knows a digest, what an earlier download of the same bytes left behind,
-// cut short or killed, is taken up again: Size says how much that is. It may be damaged; the digest will tell.
+// cut short or killed, is taken up again: Size says how much that is. It may be damaged; the digest will tell. While one
+// does so, another one of the same bytes begins with none.
 func (s *Store) Create(path string, want digest.Expectation, resume bool) (*Pending, error) {
-	p := &Pending{store: s, path: path, partial: resume && !want.Sum().IsZero()}
+	p := &Pending{store: s, path: path, charge: &charge{path: path}}
 	flags := os.O_RDWR | os.O_CREATE
-	if p.partial {
-		p.name = partialName(path, want)
+	if p.name = partialName(path, want); resume && !want.Sum().IsZero() && s.takeUp(p.name) {
+		p.partial, p.alone = true, true
 	} else {
 		p.name = tmpDir + "/" + strconv.FormatUint(s.serial.Add(1), 10)
 		flags |= os.O_EXCL
@@ -55,6 +58,7 @@ func (s *Store) Create(path string, want digest.Expectation, resume bool) (*Pend
 	p.tmp = p.name
 	f, err := s.root.OpenFile(p.name, flags, 0o600)
 	if err != nil {
+		p.letGo()
 		return nil, noSpace(fmt.Errorf("beginning %s: %w", path, err))
 	}
 	p.file = f
@@ -62,7 +66,7 @@ func (s *Store) Create(path string, want digest.Expectation, resume bool) (*Pend
 		err = p.Cut(0)
 	}
 	if err == nil {
-		err = p.claim(max(want.Size()-p.size, 0))
+		err = p.claim(max(want.Size()-p.size, 0), p.size)
 	}
 	if err != nil {
 		if p.size == 0 {
@@ -80,23 +84,45 @@ func partialName(path string, want digest.Expectation) string {
 	return tmpDir + "/" + partialPrefix + hex.EncodeToString(key[:])
 }
 
+// takeUp reports whether nobody has taken up the download at name, and takes it up.
+func (s *Store) takeUp(name string) bool {
+	s.partials.Lock()
+	defer s.partials.Unlock()
+	if s.taken[name] {
+		return false
+	}
+	s.taken[name] = true
+	return true
+}
+
+// letGo is the end of takeUp.
+func (p *Pending) letGo() {
+	if !p.alone {
+		return
+	}
+	p.store.partials.Lock()
+	defer p.store.partials.Unlock()
+	delete(p.store.taken, p.tmp)
+	p.alone = false
+}
+
 // Size is the number of bytes that are there.
 func (p *Pending) Size() int64 { return p.size }
 
 // Write appends b. The error is ErrNoSpace when it does not fit.
 func (p *Pending) Write(b []byte) (int, error) {
 	if lack := int64(len(b)) - p.claimed; lack > 0 {
-		if err := p.claim(max(lack, claimStep)); err != nil {
-			if err := p.claim(lack); err != nil {
+		if err := p.extend(max(lack, claimStep)); err != nil {
+			if err := p.extend(lack); err != nil {
 				return 0, err
 			}
 		}
 	}
 	var n int
-	err := p.store.step("write")
-	if err == nil {
+	err := p.store.do("write", p.path, func() (err error) {
 		n, err = p.file.Write(b)
-	}
+		return err
+	})
 	p.size += int64(n)
 	p.claimed -= int64(n)
 	p.store.claimed.Add(-int64(n))
@@ -179,19 +205,36 @@ func (p *Pending) openName() (*os.File, error) {
 
 // Commit makes the file appear at its path, whole and durable, with the modification time mtime, if it is what was
 // expected; what stood there before is replaced. sum is the digest of what was written, by the expected digest's
-// algorithm. When the bytes are on the disk and only the name is missing, confirm, if not nil, may still forbid it: the
-// world may have changed during a long fsync.
+// algorithm. gate, if not nil, is passed when the bytes are on the disk and only the name is missing: its error forbids
+// the name, because the world may have changed during a long fsync; release, if not nil, is called when the name is
+// there, or could not be given, and before it is on the disk.
 //
-// On an error nothing has changed in the tree, but for one case: when only the last step fails, the fsync of the
-// directory, the file stands, and power loss may bring the old state back.
-func (p *Pending) Commit(want digest.Expectation, sum digest.Sum, mtime time.Time, confirm func() error) error {
+// On an error nothing has changed in the tree, but for this: when only the last step fails, the fsync of the directory,
+// the file stands, and power loss may bring the old state back; and no one knows what a disk did whose rename failed.
+func (p *Pending) Commit(want digest.Expectation, sum digest.Sum, mtime time.Time, gate func() (release func(), err error)) error {
 	err := want.Check(p.path, p.size, sum)
 	if err == nil {
-		err = p.publish(mtime, confirm)
+		err = p.publish(mtime, gate)
 	}
-	p.store.handles.forget(p.path)
 	if err != nil {
 		return noSpace(fmt.Errorf("committing %s: %w", p.path, err))
+	}
+	return nil
+}
+
+// Stage is Commit for a file that is to appear together with others, by b: it is moved into the bundle, in place of what
+// was staged for its path before. It needs no gate.
+func (p *Pending) Stage(b *Bundle, want digest.Expectation, sum digest.Sum, mtime time.Time) error {
+	err := want.Check(p.path, p.size, sum)
+	if err == nil {
+		p.Unclaim()
+		err = p.settle(mtime)
+	}
+	if err == nil {
+		err = b.take(p)
+	}
+	if err != nil {
+		return noSpace(fmt.Errorf("staging %s: %w", p.path, err))
 	}
 	return nil
 }
@@ -200,7 +243,7 @@ func (p *Pending) Commit(want digest.Expectation, sum digest.Sum, mtime time.Tim
 func (p *Pending) Discard() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.name != "" && p.name != p.path {
+	if p.name != "" && !p.kept {
 		// Should this fail, the next start sweeps it.
 		_ = p.store.root.Remove(p.name)
 		p.name = ""
@@ -210,70 +253,47 @@ func (p *Pending) Discard() {
 // Close ends the download. What was not committed is gone, unless the next try can take it up. Handles that Open
 // returned can be read on.
 func (p *Pending) Close() {
-	p.Unclaim()
+	p.End()
 	if !p.partial {
 		p.Discard()
+	}
+	if !p.kept {
+		p.store.room.giveBack(p.charge, -1)
 	}
 	p.file.Close()
 }
 
-// claim reserves n more bytes, or says that they are not there.
-func (p *Pending) claim(n int64) error {
-	if n == 0 {
-		return nil
-	}
-	if err := p.store.claim(p.path, n); err != nil {
+// claim reserves n more bytes, or says that they are not there; had bytes are there already, and count from now on.
+func (p *Pending) claim(n, had int64) error { return p.reserve(p.store.claim, n, had) }
+
+// extend reserves n more bytes of a file whose length nobody knows, if they are there: it may be endless, and nothing is
+// removed for it.
+func (p *Pending) extend(n int64) error {
+	return p.reserve(func(c *charge, n, had int64) error {
+		_, err := p.store.tryClaim(c, n, had)
+		return err
+	}, n, 0)
+}
+
+func (p *Pending) reserve(claim func(c *charge, n, had int64) error, n, had int64) error {
+	if err := claim(p.charge, n, had); err != nil {
 		return err
 	}
 	p.claimed += n
 	return nil
 }
 
-// claim reserves n bytes for path.
-func (s *Store) claim(path string, n int64) error {
-	free, err := s.free()
-	if err != nil {
-		return fmt.Errorf("asking for the free space below %s: %w", s.dir, err)
-	}
-	reserve := s.reserve.Load()
-	claimed := s.claimed.Add(n)
-	if free-claimed < reserve {
-		s.claimed.Add(-n)
-		return fmt.Errorf("%s needs %d bytes: %w: %s has %d bytes free, of which %d are claimed by downloads and %d are kept as reserve",
-			path, n, ErrNoSpace, s.dir, free, claimed-n, reserve)
-	}
-	return nil
-}
-
-// Room is ErrNoSpace if not even a byte of path could be stored now: then there is no point in asking for the file in
-// order to store it.
-func (s *Store) Room(path string) error {
-	err := s.claim(path, 1)
-	if err == nil {
-		s.claimed.Add(-1)
-	}
-	return err
+// End says that nothing more is done but reading: the next try may take up what is there.
+func (p *Pending) End() {
+	p.Unclaim()
+	p.letGo()
 }
 
 // Unclaim gives back the room that was reserved and not written: no more will be.
 func (p *Pending) Unclaim() {
 	p.store.claimed.Add(-p.claimed)
+	if !p.kept {
+		p.store.room.giveBack(p.charge, p.claimed)
+	}
 	p.claimed = 0
-}
-
-// statfs returns the bytes that the file system of the root has for unprivileged users.
-func (s *Store) statfs() (int64, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(s.dir, &st); err != nil {
-		return 0, err
-	}
-	return int64(st.Bavail) * st.Bsize, nil
-}
-
-// noSpace makes the system's words for a full disk match ErrNoSpace.
-func noSpace(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	return err
 }

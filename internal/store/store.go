@@ -1,13 +1,14 @@
 // Package store keeps bytes at their real mirror paths below one root directory.
 //
-// It alone makes a name appear in the tree: a body is written to a Pending file in ROOT/.instantmirror/tmp and
-// becomes visible, whole, by Commit. Every access goes through one os.Root, so that no path, however it is spelled
+// It alone makes a name appear in the tree, and go: a body is written to a Pending file in ROOT/.instantmirror/tmp and
+// becomes visible, whole, by Commit, or together with others by way of a Bundle. Every access goes through one os.Root, so that no path, however it is spelled
 // and whatever symlinks stand in the tree, leads out of it.
 package store
 
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"os"
 	"path"
@@ -24,6 +25,7 @@ const (
 	Private = ".instantmirror"
 
 	tmpDir     = Private + "/tmp"
+	genDir     = Private + "/gen"
 	formatFile = Private + "/format"
 	lockFile   = Private + "/lock"
 	format     = "instantmirror root, format 1\n"
@@ -44,15 +46,27 @@ type Store struct {
 	claimed atomic.Int64 // bytes that pending files reserved and have not written yet
 	serial  atomic.Uint64
 
-	dirs    sync.Mutex      // held while directories are made
+	dirs    sync.Mutex      // held while directories are made or removed
 	durable map[string]bool // directories whose names are durable
+	held    map[string]int  // directories that files are about to come to, how many
+
+	partials sync.Mutex      // map operations only
+	taken    map[string]bool // downloads that were taken up, by their names in tmp, under partials
+
+	names     sync.Mutex // over each rename into the tree and each unlink, with what is counted of it
+	room      room
+	measuring chan struct{} // holds a token while Measure runs
 
 	handles handles
 
-	// free says how many bytes the file system has for us. Tests replace it.
-	free func() (int64, error)
-	// fault, if not nil, is asked before each step of the commit protocol. Tests set it.
-	fault func(step string) error
+	gens   atomic.Uint64 // the number of the last bundle
+	found  sync.Mutex    // over the reading of manifests
+	unread []uint64      // sealed bundles that Open found and Bundles has not read, under found
+	read   []*Bundle     // those that it has, under found
+
+	// space says how many bytes the file system has free for us, and has at all. Tests replace it.
+	space func() (free, total int64, err error)
+	fault atomic.Pointer[func(step, path string, before bool) error]
 }
 
 // Open opens the root directory dir, making it if need be, locks it, and sweeps what a crash left unfinished. At
@@ -78,10 +92,14 @@ func Open(dir string, reserve int64) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the root: %w", err)
 	}
-	s := &Store{dir: abs, root: root}
+	s := &Store{
+		dir: abs, root: root,
+		durable: make(map[string]bool), held: make(map[string]int), taken: make(map[string]bool), measuring: make(chan struct{}, 1),
+	}
 	s.reserve.Store(reserve)
-	s.free = s.statfs
-	s.handles.open = s.openFile
+	s.space = s.statfs
+	s.handles.open, s.handles.seed = s.openFile, maphash.MakeSeed()
+	s.SetQuotas(nil)
 	if err = s.prepare(); err == nil {
 		err = checkOneFileSystem(abs)
 	}
@@ -94,10 +112,10 @@ func Open(dir string, reserve int64) (*Store, error) {
 	return s, nil
 }
 
-// prepare makes the private directory, takes the lock and sweeps tmp, in this order: only the holder of the lock
-// knows that nobody is writing the files in tmp.
+// prepare makes the private directory, takes the lock and sweeps what is in it, in this order: only the holder of the
+// lock knows that nobody is writing there.
 func (s *Store) prepare() error {
-	for _, d := range []string{Private, tmpDir} {
+	for _, d := range []string{Private, tmpDir, genDir} {
 		if err := s.root.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
@@ -110,7 +128,7 @@ func (s *Store) prepare() error {
 	}
 	switch b, err := s.root.ReadFile(formatFile); {
 	case errors.Is(err, fs.ErrNotExist), err == nil && len(b) == 0: // a crash at the very first start
-		if err := s.writeFormat(); err != nil {
+		if err := s.writeFile(tmpDir+"/format", formatFile, []byte(format)); err != nil {
 			return err
 		}
 	case err != nil:
@@ -118,25 +136,15 @@ func (s *Store) prepare() error {
 	case string(b) != format:
 		return fmt.Errorf("%s says %q, not %q: it was made by another version of instantmirror; use that one or another root", formatFile, b, format)
 	}
-	return s.sweep(partialAge)
-}
-
-// writeFormat writes the format file, durably.
-func (s *Store) writeFormat() error {
-	const next = tmpDir + "/format"
-	f, err := s.root.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
+	for _, d := range []string{Private, "."} { // a bundle can be sealed only where its directory will be found
+		if err := s.syncDir(d); err != nil {
+			return err
+		}
+	}
+	if err := s.sweep(partialAge); err != nil {
 		return err
 	}
-	_, err = f.WriteString(format)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = s.root.Rename(next, formatFile)
-	}
-	if err == nil {
-		err = s.syncDir(Private)
-	}
-	return err
+	return s.sweepBundles()
 }
 
 // changed is when a file was last written or renamed. Its modification time may be upstream's already.
@@ -195,9 +203,6 @@ func (s *Store) Close() error {
 // Dir is the absolute path of the root directory.
 func (s *Store) Dir() string { return s.dir }
 
-// SetReserve changes how many bytes are always left free.
-func (s *Store) SetReserve(n int64) { s.reserve.Store(n) }
-
 // Get opens the stored file at name, a path relative to the root. The error is fs.ErrNotExist when nothing is
 // stored there and ErrIsDir for a directory. The caller closes the File.
 func (s *Store) Get(name string) (*File, error) { return s.handles.get(name) }
@@ -209,19 +214,14 @@ func (s *Store) openFile(name string) (*os.File, os.FileInfo, error) {
 	// O_NONBLOCK: a FIFO that somebody made in the tree must not hold us up.
 	f, err := s.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ENAMETOOLONG) || errors.Is(err, syscall.ELOOP) {
+		if absent(err) {
 			err = &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 		}
 		return nil, nil, err
 	}
 	info, err := f.Stat()
 	if err == nil {
-		switch {
-		case info.IsDir():
-			err = &fs.PathError{Op: "open", Path: name, Err: ErrIsDir}
-		case !info.Mode().IsRegular():
-			err = &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
-		}
+		err = stored(name, info)
 	}
 	if err != nil {
 		f.Close()

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -213,8 +212,21 @@ func TestReplacedUnderUs(t *testing.T) {
 		t.Fatal("no handle is kept")
 	}
 	put(t, s, "pub/f", "two")
+	if len(s.handles.idle) != 0 {
+		t.Error("a handle of what was replaced is kept")
+	}
 	if got := read(); got != "two" {
 		t.Errorf("after a commit: %q", got)
+	}
+	// Its link count, size and time stay the same when it is given another name from outside. The clock of the file
+	// system must have moved on.
+	old, _ := os.Stat(name)
+	for other := old; changed(other).Equal(changed(old)); other, _ = os.Stat(filepath.Dir(name)) {
+		os.Chtimes(filepath.Dir(name), time.Time{}, mtime)
+	}
+	os.Rename(name, name+".moved")
+	if _, err := s.Get("pub/f"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after it was moved away: %v", err)
 	}
 	os.WriteFile(name+".new", []byte("three"), 0o644)
 	os.Rename(name+".new", name)
@@ -275,7 +287,7 @@ func TestHandlesAreBoundedAndExclusive(t *testing.T) {
 
 func TestRoom(t *testing.T) {
 	s := open(t)
-	s.free = func() (int64, error) { return 100, nil }
+	s.space = func() (int64, int64, error) { return 100, 1000, nil }
 	s.SetReserve(40)
 	p, err := s.Create("pub/a", digest.Unverified(50, "test"), true)
 	if err != nil {
@@ -306,42 +318,65 @@ func TestRoom(t *testing.T) {
 	}
 }
 
-// TestSteps makes each step of the commit protocol fail: the tree holds the old file, whole, or the new one.
+// faults are the two ways in which a step fails.
+var faults = []struct {
+	name string
+	done bool
+}{{"not done", false}, {"done, but reported failed", true}}
+
+// TestSteps makes each step of the commit protocol fail: the tree holds the old file, whole, or the new one; and when
+// the disk has recovered, the commit can be made anew.
 func TestSteps(t *testing.T) {
-	for _, step := range []string{"write", "chmod", "chtimes", "fsync", "mkdir", "rename", "fsyncdir"} {
-		for _, cause := range []error{syscall.EIO, syscall.ENOSPC} {
-			t.Run(step+" "+cause.Error(), func(t *testing.T) {
-				s := open(t)
-				path := "pub/f"
-				if step == "mkdir" {
-					path = "pub/new/f"
-				}
-				put(t, s, "pub/f", "old")
-				s.fault = func(at string) error {
-					if at == step {
-						return cause
+	t.Parallel()
+	for _, step := range []string{"write", "chmod", "chtimes", "fsync", "mkdir", "fsyncdir pub", "rename", "fsyncdir pub/new"} {
+		for _, fault := range faults {
+			for _, cause := range []error{syscall.EIO, syscall.ENOSPC} {
+				t.Run(step+" "+fault.name+" "+cause.Error(), func(t *testing.T) {
+					s := open(t)
+					put(t, s, "pub/f", "old")
+					if err := s.Measure(t.Context()); err != nil {
+						t.Fatal(err)
 					}
-					return nil
-				}
-				err := tryPut(s, path, "new")
-				if !errors.Is(err, cause) || cause == syscall.ENOSPC && !errors.Is(err, ErrNoSpace) {
-					t.Errorf("error %v", err)
-				}
-				s.fault = nil
-				want := "old"
-				if step == "fsyncdir" {
-					want = "new" // the name is there; only a power cut could take it away
-				}
-				if got, err := get(s, "pub/f"); got != want || err != nil {
-					t.Errorf("pub/f is %q, %v", got, err)
-				}
-				if names := tree(t, s); !slices.Equal(names, []string{"pub/f"}) {
-					t.Errorf("the tree holds %v", names)
-				}
-				if left := pending(t, s); len(left) != 0 {
-					t.Errorf("left in tmp: %v", left)
-				}
-			})
+					s.SetFault(func(at, path string, before bool) error {
+						if (at == step || at+" "+path == step) && before != fault.done {
+							return cause
+						}
+						return nil
+					})
+					stands := step == "fsyncdir pub/new" || step == "rename" && fault.done
+					for _, path := range []string{"pub/new/f", "pub/f"} {
+						err := tryPut(s, path, "new")
+						if path == "pub/f" && (step == "mkdir" || strings.HasPrefix(step, "fsyncdir")) {
+							if err != nil && step != "fsyncdir pub" {
+								t.Error(err)
+							}
+							continue
+						}
+						if !errors.Is(err, cause) || cause == syscall.ENOSPC && !errors.Is(err, ErrNoSpace) {
+							t.Errorf("%s: error %v", path, err)
+						}
+						want := "new"
+						if !stands && path == "pub/f" {
+							want = "old"
+						} else if !stands {
+							want = ""
+						}
+						if got, err := get(s, path); got != want {
+							t.Errorf("%s is %q, %v", path, got, err)
+						}
+					}
+					if left := pending(t, s); len(left) != 0 {
+						t.Errorf("left in tmp: %v", left)
+					}
+					measured(t, s)
+					s.SetFault(nil)
+					put(t, s, "pub/new/f", "newest")
+					if got, err := get(s, "pub/new/f"); got != "newest" {
+						t.Errorf("anew: %q, %v", got, err)
+					}
+					measured(t, s)
+				})
+			}
 		}
 	}
 }

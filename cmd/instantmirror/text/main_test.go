@@ -1,0 +1,9 @@
+package text
+
+import (
+	"testing"
+
+	"github.com/instantmirror/instantmirror/internal/mirrortest"
+)
+
+func TestMain(m *testing.M) { mirrortest.Main(m) }

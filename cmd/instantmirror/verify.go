@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/instantmirror/instantmirror/cmd/instantmirror/text"
+	"github.com/instantmirror/instantmirror/internal/admin"
+	"github.com/instantmirror/instantmirror/internal/daemon"
+	"github.com/instantmirror/instantmirror/internal/fsck"
+	"github.com/instantmirror/instantmirror/internal/mirror"
+	"github.com/instantmirror/instantmirror/internal/signature"
+)
+
+type verifyCmd struct {
+	configFlags
+	jsonFlag
+	Repair bool   `help:"Delete what is damaged, and fetch it again."`
+	Path   string `arg:"" optional:"" help:"URL path of the file or directory to look at. Default: everything."`
+}
+
+// Help is what --help says beside the flags.
+func (*verifyCmd) Help() string {
+	return `Reads every byte of the tree and compares it with what vouches for it: metadata with the repomd.xml that names them,
+packages with the primary that names them, what an earlier generation left with that one's, a repomd.xml with its signature
+where the profile has keys. It changes nothing, needs no daemon and does not mind one. What was found wrong is looked at once more
+before it is reported, for files come and go meanwhile. What nothing vouches for (images, for one) is text.Count only.
+
+With --repair the daemon, or without one this command, deletes each damaged file and fetches it again, from whoever has the
+right bytes. What can't be had again stays away: a file that stands in the tree is right.
+
+The exit status is 1 if something was wrong, and with --repair only if something of it could not be had again.`
+}
+
+// finding is a fsck.Finding for people and programs.
+type finding struct {
+	Path string `json:"path"` // URL path
+	Kind string `json:"kind"`
+	Want string `json:"want"`
+	Got  string `json:"got"`
+	By   string `json:"by,omitempty"` // URL path of what says so
+
+	raw fsck.Finding
+}
+
+type verified struct {
+	Root         string           `json:"root"`
+	Path         string           `json:"path"`
+	Repositories int64            `json:"repositories"`
+	Files        int64            `json:"files"`
+	Bytes        int64            `json:"bytes"`
+	Vouched      int64            `json:"vouched"`   // files that are right by current metadata
+	Earlier      int64            `json:"earlier"`   // by an earlier generation's
+	ByName       int64            `json:"by_name"`   // by the checksum in their names
+	Unvouched    int64            `json:"unvouched"` // nothing says what they must be
+	Changed      int64            `json:"changed"`   // they changed while they were looked at
+	Findings     []finding        `json:"findings"`
+	Repaired     []admin.Repaired `json:"repaired,omitempty"`
+}
+
+// Run judges the tree, and with --repair mends it.
+func (c *verifyCmd) Run(o output) error {
+	setup, err := daemon.Configure(c.options(), newPool())
+	if err != nil {
+		return &configError{err}
+	}
+	root := setup.Config.Root
+	under := c.under(setup)
+	if _, err := os.Stat(filepath.Join(root, under)); err != nil {
+		return fmt.Errorf("nothing is stored at /%s: %w", under, err)
+	}
+	all := verified{Root: root, Path: "/" + under, Findings: []finding{}}
+	keys := func(p string) *signature.Keyring {
+		repo, _ := mirror.RootOf(p)
+		t, err := mirror.PointerOf(setup.Table, repo)
+		if err != nil {
+			return nil
+		}
+		return t.Profile.Keys
+	}
+	err = interruptible(func(ctx context.Context) error {
+		return c.judge(ctx, o, root, fsck.Options{Under: under, Keys: keys}, &all)
+	})
+	if err != nil {
+		return err
+	}
+	if !c.JSON {
+		for _, f := range all.Findings {
+			fmt.Fprintf(o.out, "%s\n", f)
+		}
+	}
+	bad := len(all.Findings)
+	if c.Repair && bad > 0 {
+		if bad, err = c.repair(o, &all); err != nil {
+			return err
+		}
+	}
+	if c.JSON {
+		err = printJSON(o, all)
+	} else {
+		fmt.Fprintf(o.out, "%s, %s in %s: %s right, %s that nothing vouches for, %s changed meanwhile, %s wrong\n",
+			text.Count(all.Files, "file"), text.Bytes(all.Bytes), text.Count(all.Repositories, "repository"), text.Digits(all.Vouched+all.Earlier+all.ByName),
+			text.Digits(all.Unvouched), text.Digits(all.Changed), text.Digits(int64(len(all.Findings))))
+	}
+	switch {
+	case err != nil || bad == 0:
+		return err
+	case c.Repair:
+		return fmt.Errorf("%s could not be mended", text.Count(int64(bad), "file"))
+	}
+	return fmt.Errorf("%s found wrong: with --repair they are fetched again", text.Count(int64(bad), "file"))
+}
+
+// under is what is to be judged, below the root.
+func (c *verifyCmd) under(setup *daemon.Setup) string {
+	host, p := "", c.Path
+	if u, err := url.Parse(p); err == nil && u.Host != "" {
+		host, p = u.Host, u.Path
+	}
+	if in, ok := strings.CutPrefix(p, setup.Config.Root+"/"); ok {
+		p = in
+	}
+	p = path.Clean("/" + p)
+	if t, err := setup.Table.Resolve(host, p); err == nil {
+		return t.Path
+	}
+	return strings.Trim(p, "/")
+}
+
+func (f finding) String() string {
+	f.raw.Path = f.Path
+	f.raw.By = f.By
+	return f.raw.String()
+}
+
+// maxAgain is how many findings are looked at again one by one. More are looked at again by all that is in the directory
+// that they are in.
+const maxAgain = 16
+
+// judge fills all with what is found, twice.
+func (c *verifyCmd) judge(ctx context.Context, o output, root string, opts fsck.Options, all *verified) error {
+	p := newProgress(o, "verified", true)
+	defer p.hide()
+	opts.Progress = func(_ string, done, total int64) { p.show(done, total) }
+	var first []fsck.Finding
+	sum, err := fsck.Check(ctx, root, opts, func(f fsck.Finding) { first = append(first, f) })
+	if err != nil {
+		return err
+	}
+	all.Repositories, all.Files, all.Bytes, all.Vouched, all.Earlier = sum.Repositories, sum.Files, sum.Bytes, sum.Vouched, sum.Earlier
+	all.ByName, all.Unvouched, all.Changed = sum.ByName, sum.Unvouched, sum.Changed
+	var dirs []string
+	for _, f := range first {
+		dirs = append(dirs, f.Path)
+	}
+	if len(dirs) > maxAgain {
+		dirs = []string{above(dirs)}
+	}
+	slices.Sort(dirs)
+	p.rename("looked again at")
+	for _, dir := range slices.Compact(dirs) {
+		opts.Under = dir
+		_, err := fsck.Check(ctx, root, opts, func(f fsck.Finding) {
+			if slices.ContainsFunc(first, func(g fsck.Finding) bool { return f.Path == g.Path && f.Kind == g.Kind }) {
+				all.Findings = append(all.Findings, finding{Path: "/" + f.Path, Kind: string(f.Kind), Want: f.Want, Got: f.Got, By: by(f), raw: f})
+			}
+		})
+		if ctx.Err() != nil {
+			return err
+		}
+		// Any other error says that it has gone.
+	}
+	slices.SortFunc(all.Findings, func(a, b finding) int { return strings.Compare(a.Path+"\x00"+a.Kind, b.Path+"\x00"+b.Kind) })
+	all.Findings = slices.CompactFunc(all.Findings, func(a, b finding) bool { return a.Path == b.Path && a.Kind == b.Kind })
+	return nil
+}
+
+func by(f fsck.Finding) string {
+	if f.By == "" {
+		return ""
+	}
+	return "/" + f.By
+}
+
+// above is the deepest directory that all paths are in.
+func above(paths []string) string {
+	dir := path.Dir(paths[0])
+	for _, p := range paths[1:] {
+		for dir != "." && p != dir && !strings.HasPrefix(p, dir+"/") {
+			dir = path.Dir(dir)
+		}
+	}
+	if dir == "." {
+		return ""
+	}
+	return dir
+}
+
+// repair has what was found fetched again, what names others before packages. It returns how much of it is still wrong.
+func (c *verifyCmd) repair(o output, all *verified) (bad int, err error) {
+	var paths []string
+	for _, f := range all.Findings {
+		switch f.raw.Kind {
+		case fsck.Damaged, fsck.BadSignature:
+			paths = append(paths, f.raw.Path)
+		case fsck.Unreadable:
+			if info, err := os.Lstat(filepath.Join(all.Root, f.raw.Path)); err == nil && info.Mode().IsRegular() {
+				paths = append(paths, f.raw.Path)
+				break
+			}
+			bad++
+		default: // somebody else put it there: it is for people to say what becomes of it
+			bad++
+		}
+	}
+	paths = slices.Compact(paths) // which are sorted
+	if len(paths) == 0 {
+		return bad, nil
+	}
+	err = c.operate(o, func(ctx context.Context, op operator) error {
+		return op.Repair(ctx, paths, func(r admin.Repaired) {
+			all.Repaired = append(all.Repaired, r)
+			if !r.Fetched {
+				bad++
+			}
+			switch {
+			case c.JSON:
+			case r.Fetched:
+				fmt.Fprintf(o.out, "%s: fetched again\n", r.Path)
+			case r.Deleted:
+				fmt.Fprintf(o.out, "%s: deleted, and not had again: %s\n", r.Path, r.Error)
+			default:
+				fmt.Fprintf(o.out, "%s: not mended: %s\n", r.Path, r.Error)
+			}
+		})
+	})
+	if errors.Is(err, admin.ErrNobody) {
+		err = fmt.Errorf("nothing was mended: %w", err)
+	}
+	return bad, err
+}

@@ -1,0 +1,402 @@
+package monitor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/instantmirror/instantmirror/internal/digest"
+	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/mirror"
+	"github.com/instantmirror/instantmirror/internal/repodata"
+	"github.com/instantmirror/instantmirror/internal/site"
+	"github.com/instantmirror/instantmirror/internal/store"
+	"github.com/instantmirror/instantmirror/internal/upstream"
+)
+
+const (
+	// maxPointer bounds a repomd.xml and what goes with it, in bytes; real ones have 2 to 20 kB.
+	maxPointer = 4 << 20
+	// maxAttempts is how often a repository may change while it is being fetched, before its primary must do.
+	maxAttempts = 3
+)
+
+// work is what one look leaves for the next.
+type work struct {
+	sum      digest.Sum    // the candidate's
+	bundle   *store.Bundle // what was gathered for it; nil: nothing
+	attempts int           // that failed or were overtaken since something was published
+	moving   digest.Sum    // a generation that waits for a poll that agrees, of a moving tree
+	since    time.Time     // when moving was first seen
+}
+
+// candidate is a repomd.xml that an origin has and we do not.
+type candidate struct {
+	bytes []byte
+	repo  index.Repo
+	resp  *upstream.Response // without its body
+	time  time.Time          // modification time that it will have
+}
+
+// refusal says why what an origin sent does not become current.
+type refusal struct {
+	origin *upstream.Origin // that is not asked again in this look
+	host   string
+	err    error
+	older  *candidate // it is older than what is here
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("%s: %v", r.host, r.err) }
+func (r *refusal) Unwrap() error { return r.err }
+
+// lookAt looks at w, publishes what has changed, and says how it went. With met, who had the pointer a moment ago, nobody is
+// asked for that again.
+func (m *Monitor) lookAt(ctx context.Context, w *watch, met *met, force bool) Result {
+	begun := time.Now()
+	t, err := mirror.PointerOf(m.table.Load(), w.root)
+	if err != nil {
+		return Result{At: begun, What: Failed, Err: fmt.Errorf("%s: %w", w.root, err)}
+	}
+	if _, ok := m.index.Repo(w.root); !ok { // what is here decides what is newer, also when the index was lost
+		m.mirror.Relearn(w.root)
+	}
+	v := &visit{m: m, w: w, t: t, force: force, begun: begun}
+	what := Failed
+	if err = v.finish(ctx); err == nil { // until that is done, nothing else can be
+		what, err = v.look(ctx, met)
+	}
+	if what == Failed || what == Gone {
+		m.mirror.Postpone(t, what == Gone)
+	}
+	if err != nil && ctx.Err() == nil && what != unchanged {
+		m.report(Event{Root: w.root, What: what, Origin: v.host, Err: err, Time: time.Since(begun)})
+	}
+	return Result{At: begun, What: what, Origin: v.host, Err: err}
+}
+
+// finish goes on with what a failing disk interrupted.
+func (v *visit) finish(ctx context.Context) error {
+	to, err := v.m.mirror.Finish(ctx, v.w.root)
+	if to != "" {
+		v.m.report(Event{Root: v.w.root, What: Published, To: to, Time: time.Since(v.begun)})
+	}
+	return err
+}
+
+// look is visit; with met, while that is in force, only what first contact left to do.
+func (v *visit) look(ctx context.Context, met *met) (what string, err error) {
+	repo := v.repo()
+	if met == nil || v.force || repo != nil && repo.Pointer.Sum != met.sum {
+		return v.visit(ctx)
+	}
+	v.host = met.resp.Origin
+	if err := v.complete(ctx, met.resp); err != nil {
+		return Failed, err
+	}
+	return unchanged, nil
+}
+
+// visit is one look at one repository. It is for one goroutine.
+type visit struct {
+	m     *Monitor
+	w     *watch
+	t     site.Target // of the pointer
+	force bool
+	begun time.Time
+
+	host     string             // who answered last
+	refused  []*refusal         // in this look
+	tried    []*upstream.Origin // whose word did not count
+	metalink *repodata.Metalink // once it was asked for
+	asked    bool               // it was
+}
+
+func (v *visit) repo() *index.Repo {
+	r, _ := v.m.index.Repo(v.w.root)
+	return r
+}
+
+// visit asks one origin after the other until one has something that counts.
+func (v *visit) visit(ctx context.Context) (what string, err error) {
+	validators := v.m.mirror.Checked(v.t)
+	for {
+		c, resp, err := v.ask(ctx, validators)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return Gone, v.gone(err)
+		case err != nil && len(v.refused) > 0:
+			return v.allRefused(ctx)
+		case err != nil:
+			return Failed, err
+		case c == nil:
+			return v.unchanged(ctx, resp)
+		}
+		if r := v.judge(ctx, c); r != nil {
+			v.refuse(r)
+			continue
+		}
+		what, err := v.take(ctx, c)
+		if r, ok := errors.AsType[*refusal](err); ok {
+			v.refuse(r)
+			continue
+		}
+		return what, err
+	}
+}
+
+func (v *visit) refuse(r *refusal) {
+	v.refused, v.tried = append(v.refused, r), append(v.tried, r.origin)
+	v.m.report(Event{Root: v.w.root, What: Refused, Origin: r.host, Err: r.err, From: v.generation()})
+	if r.older != nil {
+		v.note(func(repo *index.Repo) { repo.Refused++ })
+	}
+}
+
+func (v *visit) generation() string {
+	if r := v.repo(); r != nil {
+		return r.Pointer.Generation()
+	}
+	return ""
+}
+
+// note changes what is remembered of the repository.
+func (v *visit) note(f func(*index.Repo)) {
+	if _, err := v.m.index.Update(v.w.root, f); err != nil {
+		v.m.report(Event{Root: v.w.root, What: Failed, Err: err})
+	}
+}
+
+// order is whom to ask for rel: those whose word still counts.
+func (v *visit) order(t site.Target) upstream.Order {
+	o := t.Profile.Origins(t.Rel)
+	but := func(list []*upstream.Origin) []*upstream.Origin {
+		return slices.DeleteFunc(slices.Clone(list), func(o *upstream.Origin) bool { return slices.Contains(v.tried, o) })
+	}
+	return upstream.Order{Upstreams: but(o.Upstreams), Fallbacks: but(o.Fallbacks), Archives: but(o.Archives)}
+}
+
+// ask makes one conditional request for the pointer. A nil candidate means that it is what we have; resp says who said so.
+func (v *visit) ask(ctx context.Context, have index.Belief) (*candidate, *upstream.Response, error) {
+	req := upstream.Request{Method: http.MethodGet, Path: v.t.Rel, ETag: have.ETag, ETagOrigin: have.Origin, LastModified: have.LastModified}
+	repo := v.repo()
+	if repo == nil || repo.Pointer.Sum.IsZero() || v.force || have.Size == 0 {
+		req.ETag, req.LastModified = "", time.Time{}
+	}
+	resp, err := upstream.Do(ctx, v.order(v.t), req)
+	if err != nil {
+		return nil, nil, err
+	}
+	if resp.Status == http.StatusNotModified && resp.Origin != have.Origin && v.matters(repo) {
+		// Another host says only that it has nothing newer.
+		req.ETag, req.LastModified = "", time.Time{}
+		if resp, err = resp.Configured.Do(ctx, req); err != nil {
+			return nil, nil, err
+		}
+	}
+	v.host = resp.Origin
+	if resp.Status == http.StatusNotModified {
+		return nil, resp, nil
+	}
+	body, err := readAll(resp)
+	if err != nil {
+		v.tried = append(v.tried, resp.Configured) // it broke off: somebody else may do better
+		r := &refusal{origin: resp.Configured, host: resp.Origin, err: err}
+		v.refused = append(v.refused, r)
+		return v.ask(ctx, have)
+	}
+	if repo != nil && have.Size > 0 && sumOf(body) == repo.Pointer.Sum {
+		return nil, resp, nil
+	}
+	c := &candidate{bytes: body, resp: resp, time: resp.LastModified}
+	if c.time.IsZero() {
+		c.time = time.Now().Truncate(time.Second)
+	}
+	return c, resp, nil
+}
+
+// matters reports whether it matters that an origin has just the generation that is here, and not an older one.
+func (v *visit) matters(repo *index.Repo) bool {
+	return len(v.refused) > 0 || repo.Veto != nil || repo.Back != nil || !v.w.work.moving.IsZero() || !repo.Pointer.Companions
+}
+
+// readAll reads a small body whole.
+func readAll(resp *upstream.Response) ([]byte, error) {
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxPointer+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(b) > maxPointer:
+		return nil, fmt.Errorf("it sent more than %d bytes", maxPointer)
+	case resp.Size >= 0 && int64(len(b)) != resp.Size:
+		return nil, fmt.Errorf("it sent %d of %d bytes: %w", len(b), resp.Size, io.ErrUnexpectedEOF)
+	}
+	return b, nil
+}
+
+func sumOf(b []byte) digest.Sum {
+	h := digest.SHA256.New()
+	h.Write(b)
+	return digest.SumOf(digest.SHA256, h)
+}
+
+// judge says why c must not become current; nil if it may.
+func (v *visit) judge(ctx context.Context, c *candidate) *refusal {
+	no := func(err error) *refusal {
+		return &refusal{origin: c.resp.Configured, host: c.resp.Origin, err: err}
+	}
+	repo, err := v.m.mirror.ReadRepomd(v.w.root, bytes.NewReader(c.bytes))
+	if err != nil {
+		return no(err)
+	}
+	c.repo = repo
+	p := &c.repo.Pointer
+	p.Origin, p.LastModified = c.resp.Origin, c.resp.LastModified
+	if v.force {
+		return nil
+	}
+	if err := v.askMetalink(ctx, c); err != nil {
+		return no(err)
+	}
+	old := v.repo()
+	if old == nil || old.Pointer.Sum.IsZero() || !mirror.Older(p, &old.Pointer) {
+		return nil
+	}
+	if v.t.Rule.Moving && v.agreed(p.Sum) {
+		return nil
+	}
+	r := no(fmt.Errorf("its generation %s is older than %s, which is here", p.Generation(), old.Pointer.Generation()))
+	r.older = c
+	return r
+}
+
+// agreed reports whether a poll, about a refresh ago or more, found the same generation of a moving tree.
+func (v *visit) agreed(sum digest.Sum) bool {
+	k := &v.w.work
+	if k.moving == sum {
+		return time.Since(k.since) >= v.t.Rule.Refresh*8/10
+	}
+	k.moving, k.since = sum, time.Now()
+	return false
+}
+
+// askMetalink refuses what the tree's metalink does not know, unless it is newer: a metalink lags behind the master. A
+// metalink that can't be had decides nothing.
+func (v *visit) askMetalink(ctx context.Context, c *candidate) error {
+	if v.t.Layout == nil {
+		return nil
+	}
+	if !v.asked {
+		v.asked = true
+		origin, rel, query, ok := v.t.Layout.Metalink(v.t.Tree)
+		if !ok || v.t.Rel != strings.TrimPrefix(v.t.Tree+"/repodata/repomd.xml", "/") {
+			return nil
+		}
+		resp, err := origin.Do(ctx, upstream.Request{Method: http.MethodGet, Path: rel, Query: query})
+		if err != nil {
+			return nil
+		}
+		defer resp.Body.Close()
+		if v.metalink, err = repodata.ParseMetalink(resp.Body); err != nil {
+			v.m.report(Event{Root: v.w.root, What: Refused, Origin: resp.Origin, Err: err})
+		}
+	}
+	if v.metalink == nil {
+		return nil
+	}
+	main, alternate := v.metalink.Knows(int64(len(c.bytes)), func(a digest.Algorithm) digest.Sum {
+		h := a.New()
+		h.Write(c.bytes)
+		return digest.SumOf(a, h)
+	})
+	age := max(c.repo.Pointer.Timestamp, c.repo.Pointer.LastModified.Unix())
+	if main || alternate || v.metalink.Main.Timestamp == 0 || age >= v.metalink.Main.Timestamp {
+		return nil
+	}
+	return fmt.Errorf("its generation %s is older than the metalink's, and no alternate of it", c.repo.Pointer.Generation())
+}
+
+// gone notes that upstream does not have the pointer: nothing is expired, ours may be the last copy.
+func (v *visit) gone(err error) error {
+	if r := v.repo(); r != nil && r.Gone.IsZero() {
+		v.note(func(r *index.Repo) { r.Gone = time.Now() })
+		return err
+	}
+	return nil // said once
+}
+
+// unchanged notes that resp's origin has what we have, and does what was left to do.
+func (v *visit) unchanged(ctx context.Context, resp *upstream.Response) (string, error) {
+	if resp.Status == http.StatusNotModified && resp.Origin != v.m.mirror.Checked(v.t).Origin {
+		v.m.mirror.Unchanged(v.t, "", "", time.Time{}) // its validators may be those of an older one
+	} else {
+		v.m.mirror.Unchanged(v.t, resp.Origin, resp.ETag, resp.LastModified)
+	}
+	if resp.Body != nil {
+		resp.Body.Close()
+	}
+	repo := v.repo()
+	if repo == nil {
+		return unchanged, nil
+	}
+	if !repo.Gone.IsZero() || repo.Back != nil {
+		back := !repo.Gone.IsZero()
+		v.note(func(r *index.Repo) { r.Gone, r.Back = time.Time{}, nil })
+		if back {
+			v.m.report(Event{Root: v.w.root, What: Back, Origin: resp.Origin})
+		}
+	}
+	if veto := repo.Veto; veto != nil && (v.force || veto.Origin != resp.Configured.Name() || time.Since(veto.Since) >= confirmAfter) {
+		if err := v.m.mirror.Confirm(ctx, v.w.root); err != nil {
+			return Failed, err
+		}
+		v.m.report(Event{Root: v.w.root, What: Confirmed, Origin: resp.Origin, Files: veto.Files})
+	}
+	v.w.work.moving = digest.Sum{}
+	if err := v.complete(ctx, resp); err != nil {
+		return Failed, err
+	}
+	return unchanged, nil
+}
+
+// allRefused ends a look in which everybody who answered was refused. If all of them have the same older generation, and
+// have had it for long, it is taken.
+func (v *visit) allRefused(ctx context.Context) (string, error) {
+	first := v.refused[0]
+	var older *candidate
+	for _, r := range v.refused {
+		if r.older == nil || older != nil && older.repo.Pointer.Sum != r.older.repo.Pointer.Sum {
+			older = nil
+			break
+		}
+		older = r.older
+	}
+	repo := v.repo()
+	if older == nil || repo == nil {
+		if slices.ContainsFunc(v.refused, func(r *refusal) bool { return r.older != nil }) {
+			return Refused, v.lagging(first)
+		}
+		return Failed, first
+	}
+	sum := older.repo.Pointer.Sum
+	switch {
+	case repo.Back == nil || repo.Back.Sum != sum:
+		v.note(func(r *index.Repo) { r.Back = &index.Back{Sum: sum, Since: time.Now()} })
+	case time.Since(repo.Back.Since) >= v.t.Rule.Back:
+		return v.take(ctx, older)
+	}
+	return Refused, v.lagging(first)
+}
+
+// lagging notes that whoever could be asked has nothing newer than what is here.
+func (v *visit) lagging(first *refusal) error {
+	v.m.mirror.Unchanged(v.t, "", "", time.Time{})
+	return first
+}
