@@ -6,19 +6,22 @@
 //
 //   - current metadata: a record of a repomd.xml, or a primary that one of its records names and vouches for. Any
 //     repository of the tree may name any path of it. If several do, the file must be what one of them says.
+//     For files that are neither packages nor in a repodata/, and name no others themselves, a .treeinfo or a list of
+//     checksums that gives their digest is one more: it stands in their directory or above it.
 //   - for packages, an earlier primary: one that stands in a repodata/ whose repomd.xml does not name it (any more), and
 //     that is what the checksum in its name says.
 //   - in a repodata/, the checksum in the file's name.
 //
 // A primary that is not what vouches for it, that nothing vouches for, or that cannot be read to its end (zchunk is not
-// read here) vouches for nothing. What nothing vouches for is counted, and is no finding: images, deltas and volatile
-// files have nobody here yet. What is not there is none either: the tree is a partial mirror.
+// read here) vouches for nothing. A .treeinfo has no say about a repomd.xml, which may be newer. Names like those of lists
+// of checksums are no promise: only one that begins as signed text does must be one. What nothing vouches for is counted,
+// and is no finding. What is not there is none either: the tree is a partial mirror.
 //
 // To be judged a file is read once, for all that name it, and not at all if nothing vouches for it; what names files is
 // read once more before. Symlinks to directories are not followed: what they lead to has a path of its own. For each
-// package that stands below Options.Under it takes up to 90 bytes of memory (40 while nothing names it), and half as much
-// again while that grows; beside it the names in the largest directory, and a few MiB to read a primary (see
-// repodata.ReadPrimary).
+// file that stands below Options.Under, in no repodata/, it takes up to 90 bytes of memory (40 while nothing names it),
+// and half as much again while that grows; beside it the names in the largest directory, and a few MiB to read a primary
+// (see repodata.ReadPrimary).
 package fsck
 
 import (
@@ -50,7 +53,7 @@ type Kind string
 const (
 	Damaged      Kind = "damaged"       // its bytes are not what vouches for it says
 	Foreign      Kind = "foreign"       // it is nothing that belongs in a mirror's tree, or others cannot read it
-	Unreadable   Kind = "unreadable"    // a repomd.xml or primary that is none; a file or directory that cannot be read
+	Unreadable   Kind = "unreadable"    // a repomd.xml, primary, .treeinfo or signed list that is none; a file or directory that cannot be read
 	BadSignature Kind = "bad signature" // a repomd.xml.asc is no signature of its repomd.xml by one of the keys
 )
 
@@ -77,7 +80,7 @@ type Summary struct {
 	Repositories int64 // that have a repomd.xml, in all of the tree
 	Files, Bytes int64 // below Options.Under; a symlink to a file is one
 
-	Vouched   int64 // right by current metadata, or by its signature
+	Vouched   int64 // right by current metadata, .treeinfo or list, or by its signature
 	Earlier   int64 // packages that are right by an earlier generation's metadata
 	ByName    int64 // right by the checksum in their name
 	Unvouched int64 // nothing says what they must be, or they cannot be read
@@ -106,8 +109,8 @@ type Options struct {
 // goroutine at a time. The error says why it is not judged to its end: ctx, or that there is nothing at root or Under.
 //
 // The tree may be in use. Files that are replaced meanwhile are counted as Changed, not found damaged, with one
-// exception: metadata of fixed names, between whose change and that of repomd.xml a publication takes a moment. Judge a
-// repository again before acting on what is found in it.
+// exception: metadata and images of fixed names, between whose change and that of their pointer a publication takes a
+// moment. Judge a repository again before acting on what is found in it.
 func Check(ctx context.Context, root string, o Options, found func(Finding)) (Summary, error) {
 	c := &checker{o: o, found: found, repos: make(map[string]*repository)}
 	c.names.init()
@@ -156,9 +159,10 @@ type checker struct {
 	under string
 
 	// Made by survey and learn, then only read.
-	repos map[string]*repository // by path
-	docs  []doc
-	names names
+	repos    map[string]*repository // by path
+	listings []string               // paths of what are .treeinfo and lists of checksums by their names
+	docs     []doc
+	names    names
 
 	mu          sync.Mutex // held over found, Keys and Progress, and guards what follows
 	found       func(Finding)
@@ -168,16 +172,22 @@ type checker struct {
 
 // repository is a directory that holds a repodata/.
 type repository struct {
-	path      string      // "" the root
-	pointer   fs.FileInfo // of its repomd.xml as it was read; nil if there is none that parses
-	repomd    bool        // there is one
-	primaries []string    // paths of files in repodata/ that are primaries by their names, which carry a checksum
+	path      string // "" the root
+	pointer   pointer
+	repomd    bool     // there is one
+	primaries []string // paths of files in repodata/ that are primaries by their names, which carry a checksum
 }
 
-// doc is something that names files: a repomd.xml or a primary.
+// pointer is what says that a doc is current. If it is replaced while we look, what the doc names may be as well.
+type pointer struct {
+	path string
+	info fs.FileInfo // as it was read; nil if there is none that parses
+}
+
+// doc is something that names files: a repomd.xml, a primary, a .treeinfo or a list of checksums.
 type doc struct {
 	path    string
-	repo    *repository
+	pointer pointer // the doc itself, if it is no primary
 	earlier bool
 	bad     bool // what it says does not count
 }

@@ -300,12 +300,7 @@ func TestChanging(t *testing.T) {
 			root, scratch := t.TempDir(), t.TempDir()
 			files := place(t, root, "pub/os", old)
 			var found []Finding
-			c := &checker{found: func(f Finding) { found = append(found, f) }, repos: make(map[string]*repository)}
-			c.names.init()
-			var err error
-			c.root, err = os.OpenRoot(root)
-			must(t, err)
-			defer c.root.Close()
+			c := newChecker(t, root, func(f Finding) { found = append(found, f) })
 			for _, step := range []func(context.Context) error{c.survey, c.learn} {
 				must(t, step(t.Context()))
 			}
@@ -317,6 +312,22 @@ func TestChanging(t *testing.T) {
 			}
 		})
 	}
+	t.Run("fixed names", func(t *testing.T) {
+		old, next := mirrortest.Repo{Fixed: true}, mirrortest.Repo{Fixed: true, Time: later, Packages: packages("ant")}
+		root, scratch := t.TempDir(), t.TempDir()
+		place(t, root, "pub/os", old)
+		c := newChecker(t, root, func(f Finding) { t.Errorf("found %v", f) })
+		must(t, c.survey(t.Context()))
+		must(t, c.learn(t.Context()))
+		files := place(t, scratch, "pub/os", next)
+		for _, name := range []string{"primary.xml.gz", "filelists.xml.gz", "other.xml.gz", "repomd.xml"} {
+			replace(t, root, "pub/os/repodata/"+name, files["pub/os/repodata/"+name].Body)
+		}
+		must(t, c.judgeAll(t.Context()))
+		if got := counts(c.sum); got != "0 vouched, 0 earlier, 0 by name, 1 unvouched, 3 changed" {
+			t.Error(got)
+		}
+	})
 	t.Run("while it is read", func(t *testing.T) {
 		root := t.TempDir()
 		files := place(t, root, "pub/os", old)

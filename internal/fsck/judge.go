@@ -99,7 +99,7 @@ func (c *checker) judgeFile(ctx context.Context, f *file, buf []byte) (count *in
 	switch {
 	case len(wants) > 0:
 		return c.compare(ctx, f, wants, right, buf)
-	case isPackage(f.path) && !c.names.noted(f.path): // it came after what names it was read
+	case notable(f.path) && !c.names.noted(f.path): // it came after what names it was read
 		return &c.sum.Changed, nil
 	case inside && name == "repomd.xml":
 		return c.judgeSignature(f)
@@ -205,20 +205,19 @@ func (c *checker) read(ctx context.Context, f *file, hashes map[digest.Algorithm
 	}
 }
 
-// replaced reports whether f, or the repomd.xml of a repository that says what f must be, is not what stands in the tree
-// any more.
+// replaced reports whether f, or the pointer of what says what f must be, is not what stands in the tree any more.
 func (c *checker) replaced(f *file, wants []want) bool {
 	now, err := c.root.Stat(f.path)
 	if err != nil || !os.SameFile(now, f.info) {
 		return true
 	}
 	for _, w := range wants {
-		if w.doc == noDoc || c.docs[w.doc].repo.pointer == nil {
+		if w.doc == noDoc || c.docs[w.doc].pointer.info == nil {
 			continue
 		}
-		r := c.docs[w.doc].repo
-		now, err := c.root.Stat(join(r.path, pointerName))
-		if err != nil || !os.SameFile(now, r.pointer) || now.Size() != r.pointer.Size() || !now.ModTime().Equal(r.pointer.ModTime()) {
+		then := c.docs[w.doc].pointer
+		now, err := c.root.Stat(then.path)
+		if err != nil || !os.SameFile(now, then.info) || now.Size() != then.info.Size() || !now.ModTime().Equal(then.info.ModTime()) {
 			return true
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"slices"
 	"syscall"
 
@@ -16,8 +17,11 @@ import (
 	"github.com/instantmirror/instantmirror/internal/repodata"
 )
 
-// learn reads what the repositories say: each repomd.xml, then the current primaries, then the earlier ones, whose word
-// counts only where no current one is given.
+// clearSigned begins a text that is signed as it stands (RFC 9580, 7).
+const clearSigned = "-----BEGIN PGP SIGNED MESSAGE-----"
+
+// learn reads what names files: each repomd.xml, each .treeinfo and list of checksums, then the current primaries, then
+// the earlier ones, whose word counts only where no current one is given.
 func (c *checker) learn(ctx context.Context) error {
 	type source struct {
 		repo    *repository
@@ -53,12 +57,20 @@ func (c *checker) learn(ctx context.Context) error {
 			}
 		}
 	}
+	for _, p := range c.listings {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := c.readListing(p); err != nil {
+			return err
+		}
+	}
 	for _, s := range append(current, earlier...) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		c.docs = append(c.docs, doc{path: s.path, repo: s.repo, earlier: s.earlier})
-		ok, err := c.readPrimary(ctx, len(c.docs)-1, s.want, s.open)
+		c.docs = append(c.docs, doc{path: s.path, pointer: s.repo.pointer, earlier: s.earlier})
+		ok, err := c.readPrimary(ctx, s.repo.path, len(c.docs)-1, s.want, s.open)
 		if err != nil {
 			return err
 		}
@@ -85,14 +97,58 @@ func (c *checker) readRepomd(r *repository) *repodata.Repomd {
 		c.unreadable(p, "a repomd.xml", err)
 		return none
 	}
-	r.pointer = info
-	c.docs = append(c.docs, doc{path: p, repo: r})
+	r.pointer = pointer{p, info}
+	c.docs = append(c.docs, doc{path: p, pointer: r.pointer})
 	return md
 }
 
-// readPrimary learns what the primary that is the given doc names. Not ok: what it says does not count.
-func (c *checker) readPrimary(ctx context.Context, at int, expected digest.Expectation, open int64) (ok bool, err error) {
-	p, r := c.docs[at].path, c.docs[at].repo
+// readListing learns what a .treeinfo or a list of checksums names. What has the name of a list need not be one, unless it
+// is signed as text is.
+func (c *checker) readListing(p string) error {
+	f, info, err := c.open(p)
+	if f == nil {
+		if classOf(p) == treeinfo {
+			c.unreadable(p, "a .treeinfo", err)
+		}
+		return nil
+	}
+	defer f.Close()
+	var images []repodata.Image
+	if classOf(p) == treeinfo {
+		t, err := repodata.ParseTreeinfo(f)
+		if err != nil {
+			c.unreadable(p, "a .treeinfo", err)
+			return nil
+		}
+		images = t.Images
+	} else {
+		in := bufio.NewReader(f)
+		head, _ := in.Peek(len(clearSigned))
+		if images, err = repodata.ParseChecksums(in); err != nil {
+			if string(head) == clearSigned {
+				c.unreadable(p, "a list of checksums", err)
+			}
+			return nil
+		}
+	}
+	at := len(c.docs)
+	c.docs = append(c.docs, doc{path: p, pointer: pointer{p, info}})
+	for _, img := range images {
+		to := path.Join(path.Dir(p), img.Path)
+		if img.Sum.IsZero() || classOf(to) != volatile || !c.names.noted(to) {
+			continue
+		}
+		if err := c.names.add(c.docs, to, want{at, img.Size, img.Sum}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readPrimary learns what the primary that is the given doc, of the repository repo, names. Not ok: what it says does not
+// count.
+func (c *checker) readPrimary(ctx context.Context, repo string, at int, expected digest.Expectation, open int64) (ok bool, err error) {
+	p := c.docs[at].path
 	f, info, err := c.open(p)
 	if f == nil {
 		c.unreadable(p, "a primary", err)
@@ -106,7 +162,7 @@ func (c *checker) readPrimary(ctx context.Context, at int, expected digest.Expec
 	}
 	var full error
 	err = repodata.ReadPrimary(in, p, repodata.Limits{Size: info.Size(), OpenSize: open}, func(pkg *repodata.Package) error {
-		if to, external, err := repodata.Join(r.path, pkg.Base, pkg.Href); err == nil && !external && c.names.noted(to) {
+		if to, external, err := repodata.Join(repo, pkg.Base, pkg.Href); err == nil && !external && c.names.noted(to) {
 			full = c.names.add(c.docs, to, want{at, pkg.Size, pkg.Sum})
 		}
 		return full

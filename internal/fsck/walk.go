@@ -78,7 +78,7 @@ func (c *checker) readDir(dir string) ([]fs.DirEntry, error) {
 	return entries, err
 }
 
-// survey finds the repositories, the packages that are to be judged, and how much there is to read.
+// survey finds the repositories and what else names files, the files that it may name, and how much there is to read.
 func (c *checker) survey(ctx context.Context) error {
 	return c.walk(ctx, "", nil, func(p string, info fs.FileInfo) error {
 		if info.IsDir() {
@@ -100,11 +100,14 @@ func (c *checker) survey(ctx context.Context) error {
 				}
 			}
 		}
+		if k := classOf(p); k == treeinfo || k == checksums {
+			c.listings = append(c.listings, p)
+		}
 		if within(p, c.under) {
 			if info.Mode().IsRegular() {
 				c.total += info.Size()
 			}
-			if isPackage(p) {
+			if notable(p) {
 				c.names.note(p)
 			}
 		}
@@ -183,6 +186,35 @@ func inRepodata(p string) (root, name string, ok bool) {
 	root, ok = strings.CutSuffix(dir, "/repodata/")
 	return root, name, ok
 }
+
+// class is what a path alone says about a file. The rule is that of site, which is not asked: see TestClass.
+type class int
+
+const (
+	volatile  class = iota // an image, if a .treeinfo or a list of checksums names it
+	pkg                    // a package
+	metadata               // what a repomd.xml names, and what belongs to it
+	treeinfo               // a .treeinfo
+	checksums              // a list of checksums
+)
+
+func classOf(p string) class {
+	dir, name := path.Split(p)
+	switch _, sum, sha := strings.Cut(name, "SHA"); {
+	case name == ".treeinfo", name == "treeinfo":
+		return treeinfo
+	case strings.HasPrefix(dir, "repodata/"), strings.Contains(dir, "/repodata/"):
+		return metadata
+	case isPackage(name):
+		return pkg
+	case strings.Contains(name, "CHECKSUM"), sha && strings.Contains(sum, "SUM"):
+		return checksums
+	}
+	return volatile
+}
+
+// notable reports whether it is noted that the file p stands in the tree, for others may name it in great numbers.
+func notable(p string) bool { return classOf(p) == volatile || isPackage(p) }
 
 func isPackage(p string) bool {
 	return strings.HasSuffix(p, ".rpm") || strings.HasSuffix(p, ".drpm")

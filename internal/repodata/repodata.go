@@ -1,4 +1,6 @@
-// Package repodata reads what a repository says of itself: repomd.xml, and primary, which names its packages.
+// Package repodata reads what a repository says of itself: repomd.xml, and primary, which names its packages; what is
+// said of generations of it: metalinks; and what an install tree says: .treeinfo, which names its images, and lists of
+// checksums.
 //
 // All of it comes from outside and is read before anything vouches for it. So everything is bounded, nothing is kept
 // that was not asked for, and errors quote no more than a few words of it.
