@@ -44,6 +44,8 @@ var owners = map[string]string{
 	"github.com/alecthomas/kong":      "cmd/instantmirror",
 	"github.com/coreos/go-systemd":    "internal/daemon",
 	"github.com/ProtonMail/go-crypto": "internal/signature",
+	"github.com/schollz/progressbar":  "cmd/instantmirror",
+	"golang.org/x/term":               "cmd/instantmirror",
 	"github.com/klauspost/compress":   "internal/repodata",
 	"github.com/ulikunitz/xz":         "internal/repodata",
 	"golang.org/x/time/rate":          "internal/upstream",

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -163,8 +162,7 @@ func testCommands(t *testing.T, running bool) {
 
 	// A push: a was signed anew, b is gone, c is new.
 	w.push(repoOf(1, pkgA2, pkgC))
-	var refreshed struct{ Repositories []admin.Refreshed }
-	refreshed = object[struct{ Repositories []admin.Refreshed }](w, 0, "refresh", tree+"/Packages/a-1.0-1.noarch.rpm")
+	refreshed := object[struct{ Repositories []admin.Refreshed }](w, 0, "refresh", tree+"/Packages/a-1.0-1.noarch.rpm")
 	if l := refreshed.Repositories; len(l) != 1 || l[0].What != "published" || l[0].From != r.Generation || l[0].To == l[0].From || l[0].Path != tree {
 		t.Errorf("refreshed: %+v", l)
 	}
@@ -301,125 +299,19 @@ func TestWrongArguments(t *testing.T) {
 	}
 }
 
-// TestAdminSocket: who may write to it, and whose it is.
-func TestAdminSocket(t *testing.T) {
-	w := newAdminWorld(t, "")
-	socket := filepath.Join(w.dir, "state/admin.sock")
-	info, err := os.Lstat(socket)
-	if err != nil || info.Mode() != fs.ModeSocket|0o660 {
-		t.Fatalf("the socket is %v, %v", info.Mode(), err)
-	}
-
-	// Another daemon, of another root, never takes it.
-	other := t.TempDir()
-	profileFile(t, other, "one", profileText("one", w.up.URL+"/x", ""))
-	configFile(t, other, "socket: "+socket+"\n")
-	out, status := once(t, "serve", "--config", filepath.Join(other, "instantmirror.yaml"))
-	if status != 1 || !strings.Contains(out, "another instantmirror answers on the admin socket "+socket) {
-		t.Errorf("a second daemon: exit status %d: %s", status, out)
-	}
-	if !object[admin.Status](w, 0, "status").Running {
-		t.Error("the first one does not answer any more")
-	}
-
-	// One that was removed leaves a daemon that holds the lock and cannot be reached.
-	os.Remove(socket)
-	w.want(1, "status", nil, "no daemon answers on "+socket, fmt.Sprintf("another instantmirror (pid %d)", w.daemon.Process.Pid))
-
-	// SIGKILL leaves the socket behind. A command takes the lock, the next daemon the socket.
-	w.daemon.stop()
-	w.daemon = serve(t, w.dir)
-	w.daemon.Process.Kill()
-	<-w.daemon.done
-	w.daemon.Wait()
-	if _, err := os.Lstat(socket); err != nil {
-		t.Fatal("a killed daemon took its socket along:", err)
-	}
-	if object[admin.Status](w, 0, "status").Running {
-		t.Error("a dead daemon answers")
-	}
-	w.daemon = serve(t, w.dir)
-	if !object[admin.Status](w, 0, "status").Running {
-		t.Error("the next daemon does not answer")
-	}
-	w.daemon.stop()
-	if _, err := os.Lstat(socket); err == nil {
-		t.Error("a daemon that was stopped left its socket behind")
-	}
-
-	// What is no socket is nobody's to replace.
-	os.WriteFile(socket, []byte("mine"), 0o644)
-	out, status = once(t, "serve", "--config", w.config)
-	if b, _ := os.ReadFile(socket); status != 1 || !strings.Contains(out, "is no socket") || string(b) != "mine" {
-		t.Errorf("exit status %d: %s", status, out)
-	}
-	os.Remove(socket)
-
-	// Who may not write to it is told so.
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if os.Geteuid() != 0 {
-		return // the rest needs another user
-	}
-	os.Chmod(socket, 0)
-	cmd := program(t, "status", "--config", w.config)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	exe := filepath.Join(reachable(t, w.dir), "instantmirror")
-	b, _ := os.ReadFile(cmd.Path)
-	os.WriteFile(exe, b, 0o755)
-	cmd.Path = exe
-	if b, err := cmd.CombinedOutput(); err == nil || !bytes.Contains(b, []byte("permission denied: be root, or in the group")) {
-		t.Errorf("another user: %v: %s", err, b)
-	}
-}
-
-// reachable opens dir, and what is above it in the temporary directory, to everybody.
-func reachable(t *testing.T, dir string) string {
-	t.Helper()
-	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
-// TestDeepRoot: a socket whose name is longer than the system's is reached all the same.
-func TestDeepRoot(t *testing.T) {
-	dir := t.TempDir()
-	profileFile(t, dir, "one", profileText("one", "http://127.0.0.1:9/x", ""))
-	flags := []string{"--root", filepath.Join(dir, strings.Repeat("deep/", 25)+"mirror"), "--profile", filepath.Join(dir, "profiles.d/one.yaml")}
-	d := &daemonProcess{t: t, dir: dir, done: make(chan struct{})}
-	d.Cmd = program(t, append([]string{"serve", "--listen", "127.0.0.1:0"}, flags...)...)
-	d.begin()
-	out, status := once(t, append([]string{"status", "--json"}, flags...)...)
-	var st admin.Status
-	if err := json.Unmarshal([]byte(out), &st); err != nil || status != 0 || !st.Running || st.PID != d.Process.Pid {
-		t.Errorf("exit status %d, %v: %s", status, err, out)
-	}
-}
-
-// TestOtherOwner: what root wrote into another user's mirror, that user's daemon could not change any more.
-func TestOtherOwner(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	w := newAdminWorld(t, "")
-	w.daemon.stop()
-	if err := os.Chown(filepath.Join(w.dir, "root/.instantmirror"), 65534, 65534); err != nil {
-		t.Fatal(err)
-	}
-	w.want(1, "status", nil, "run the command as that user")
-}
-
 // TestInterrupted: a command that is interrupted stops, and what the daemon does for it stops, too.
 func TestInterrupted(t *testing.T) {
+	t.Run("daemon", func(t *testing.T) { testInterrupted(t, true) })
+	t.Run("none", func(t *testing.T) { testInterrupted(t, false) })
+}
+
+func testInterrupted(t *testing.T, running bool) {
 	w := newAdminWorld(t, "")
 	w.get("/repodata/repomd.xml")
 	w.want(0, "refresh", []string{tree}, "unchanged")
+	if !running {
+		w.daemon.stop()
+	}
 	gate := w.up.Hold("**/repomd.xml", 0)
 	defer gate.Release()
 	w.push(repoOf(1, pkgC))
@@ -439,6 +331,10 @@ func TestInterrupted(t *testing.T) {
 	cmd.Process.Signal(os.Interrupt)
 	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(out.String(), "stopped before it was done") {
 		t.Errorf("%v: %s", err, out.String())
+	}
+	if !running {
+		w.want(0, "verify", nil, "0 wrong")
+		return
 	}
 	w.daemon.logs(`msg=admin command=refresh`, 2)
 	if log := w.daemon.logged(); !strings.Contains(log[strings.LastIndex(log, "msg=admin"):], "err=") {
@@ -476,7 +372,7 @@ func TestRepairSigned(t *testing.T) {
 	w.daemon = serve(t, w.dir)
 	w.get("/repodata/repomd.xml")
 	w.want(0, "refresh", []string{tree}, "unchanged")
-	w.want(0, "status", nil, "signed by ")
+	w.want(0, "status", nil, "mirrortest@example.org")
 	const asc = "pub/one/os/repodata/repomd.xml.asc"
 	signature := w.stored(asc)
 	if signature == nil {
@@ -501,6 +397,7 @@ func TestRepairSigned(t *testing.T) {
 
 	// By hand it is the same: it does not stay away.
 	w.want(0, "expire", []string{"/" + asc}, "1 file")
+	w.want(0, "refresh", []string{tree}, "unchanged")
 	if status, body, _ := w.daemon.get("/" + asc); status != 200 || body != string(signature) {
 		t.Errorf("after expire the signature is %d, %q", status, body)
 	}
@@ -553,4 +450,18 @@ func terminal(t *testing.T) (master, slave *os.File) {
 	}
 	t.Cleanup(func() { slave.Close() })
 	return master, slave
+}
+
+func TestAbove(t *testing.T) {
+	for _, test := range []struct {
+		paths []string
+		want  string
+	}{
+		{[]string{"a/b/c"}, "a/b"}, {[]string{"a/b/c", "a/b/d"}, "a/b"}, {[]string{"a/b/c", "a/bc/d"}, "a"}, {[]string{"a/b", "c/d"}, ""}, {[]string{"a"}, ""},
+		{[]string{"a/b/c/d", "a/b"}, "a/b"},
+	} {
+		if got := above(test.paths); got != test.want {
+			t.Errorf("%v: %q, want %q", test.paths, got, test.want)
+		}
+	}
 }

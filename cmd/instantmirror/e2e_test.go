@@ -173,7 +173,7 @@ func TestDNF(t *testing.T) {
 				}
 			}
 			same(t, d.root()+"/pub/one/"+osPath, tree)
-			d.stop() // all that was fetched is stored by then
+			d.stop()                                                                      // all that was fetched is stored by then
 			if n := len(d.files()); n != len(fetched(up))-up.Count("**/repomd.xml.asc") { // which is not there
 				t.Errorf("%d files are stored: %v, of\n%s", n, d.files(), up.Log())
 			}

@@ -22,7 +22,6 @@ upstream did not have to send, how each upstream is, and how much room there is.
 These words have a meaning:
   veto         a push would delete more than a sane share of what is stored: nothing goes until it is confirmed
   stale        overdue: upstream could not be asked when it should have been
-  provisional  from an install medium: any generation of upstream's takes its place
 
 Without a running daemon there is no traffic to tell of, and what is stored was not measured.`
 }

@@ -29,9 +29,9 @@ type verifyCmd struct {
 // Help is what --help says beside the flags.
 func (*verifyCmd) Help() string {
 	return `Reads every byte of the tree and compares it with what vouches for it: metadata with the repomd.xml that names them,
-packages with the primary that names them, what an earlier generation left with that one's, a repomd.xml with its signature
+packages with the primary that names them, what an earlier generation left with that one's, images with .treeinfo and checksum lists, a repomd.xml with its signature
 where the profile has keys. It changes nothing, needs no daemon and does not mind one. What was found wrong is looked at once more
-before it is reported, for files come and go meanwhile. What nothing vouches for (images, for one) is text.Count only.
+before it is reported, for files come and go meanwhile. What nothing vouches for is counted only.
 
 With --repair the daemon, or without one this command, deletes each damaged file and fetches it again, from whoever has the
 right bytes. What can't be had again stays away: a file that stands in the tree is right.
@@ -158,7 +158,11 @@ func (c *verifyCmd) judge(ctx context.Context, o output, root string, opts fsck.
 	all.ByName, all.Unvouched, all.Changed = sum.ByName, sum.Unvouched, sum.Changed
 	var dirs []string
 	for _, f := range first {
-		dirs = append(dirs, f.Path)
+		dir := f.Path
+		if f.Kind == fsck.BadSignature { // it is found where the file that is signed is judged
+			dir = strings.TrimSuffix(dir, ".asc")
+		}
+		dirs = append(dirs, dir)
 	}
 	if len(dirs) > maxAgain {
 		dirs = []string{above(dirs)}

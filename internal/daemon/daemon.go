@@ -374,7 +374,7 @@ func (d *Daemon) looked(e monitor.Event) {
 	if e.Err != nil || e.What == monitor.Vetoed {
 		level = slog.LevelWarn
 	}
-	d.log.Log(context.Background(), level, e.What, attrs...)
+	d.log.Log(context.Background(), level, "repository", append([]any{"what", e.What}, attrs...)...)
 }
 
 // quotas are the limits of the site and of each profile.

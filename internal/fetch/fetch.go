@@ -50,7 +50,7 @@ type Job struct {
 	// have it. That stays so until leave is called, when the file has its name.
 	Gate func() (want digest.Expectation, leave func(), err error)
 
-	// Expect says what the bytes must be. It is asked when the flight begins, and it or Gate again when the bytes are on the
+	// Expect says what the bytes must be. It is asked by Join, and it or Gate again when the bytes are on the
 	// disk and only the name is missing: if it has changed by then, it is the last word that counts.
 	Expect func() digest.Expectation
 	// Judge, if not nil, reads the file when all else is right, and may still refuse it; until it returns, followers
@@ -95,7 +95,7 @@ type Result struct {
 	Err    error // nil, or why it failed
 }
 
-// Group holds the flights under way, at most one for each path, and for each path of a bundle.
+// Group holds the flights under way, at most one for each path, and for each path of a bundle, that new followers join.
 type Group struct {
 	ctx    context.Context // of the daemon: flights end with it
 	store  *store.Store
@@ -126,10 +126,10 @@ type flight struct {
 	cancel  context.CancelFunc
 	ended   chan struct{} // closed once result is set
 	result  error         // of the whole flight, commit included
+	want    digest.Expectation
 	started chan struct{} // closed once what follows is set; it is constant from then on
 	head    Head
 	err     error
-	want    digest.Expectation
 	from    *upstream.Origin // the configured origin that answered first
 	pending *store.Pending   // nil: there is no body
 	spool   *spool.Spool
@@ -147,14 +147,18 @@ type key struct {
 
 func (j *Job) key() key { return key{j.Path, j.Stage} }
 
-// Join follows the flight of job's path, beginning it if there is none; joined says that there was. Only the first
-// one's job is carried out. The caller closes the Follower.
+// Join follows the flight of job's path, beginning it if there is none, or if that brings other bytes than job expects by
+// now; joined says that there was one. Only the first one's job is carried out. The caller closes the Follower.
 func (g *Group) Join(job Job) (fo *Follower, joined bool) {
+	want := job.Expect()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f, joined := g.flights[job.key()]
+	if joined && f.want.Sum().Algorithm() == want.Sum().Algorithm() && f.want.Sum() != want.Sum() {
+		joined = false // it goes on for those who follow it, and will not be committed
+	}
 	if !joined {
-		f = &flight{begun: time.Now(), job: job, group: g, started: make(chan struct{}), ended: make(chan struct{}), refs: 1}
+		f = &flight{begun: time.Now(), job: job, want: want, group: g, started: make(chan struct{}), ended: make(chan struct{}), refs: 1}
 		f.ctx, f.cancel = context.WithCancel(g.ctx)
 		if len(g.flights) >= maxFlights {
 			f.cancel()
@@ -248,7 +252,6 @@ func (f *flight) fly(res *Result) error {
 			return err
 		}
 	}
-	f.want = f.job.Expect()
 	err := f.take(res)
 	for wrong := (*wrongError)(nil); errors.As(err, &wrong); err = f.take(res) {
 		// What one origin sent, or several together, is not what it has to be: another one is asked, unless
@@ -290,10 +293,8 @@ func (f *flight) commit(sum digest.Sum, res *Result) error {
 	}
 	gate := func() (func(), error) {
 		for {
-			now, leave, err := digest.Expectation{}, func() {}, error(nil)
-			if f.job.Gate == nil {
-				now = f.job.Expect()
-			} else if now, leave, err = f.job.Gate(); err != nil {
+			now, leave, err := f.gate()
+			if err != nil {
 				return nil, err
 			}
 			a := now.Sum().Algorithm()
@@ -319,6 +320,14 @@ func (f *flight) commit(sum digest.Sum, res *Result) error {
 	}
 	res.Kept, res.Sum = true, sum
 	return nil
+}
+
+// gate is the job's, or stands open.
+func (f *flight) gate() (want digest.Expectation, leave func(), err error) {
+	if f.job.Gate != nil {
+		return f.job.Gate()
+	}
+	return f.job.Expect(), func() {}, nil
 }
 
 // sumOf is the digest of what stands in the pending file.

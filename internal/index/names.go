@@ -115,11 +115,13 @@ func (x *Index) Has(root string, s *Staged) (ok bool) {
 
 // SetPackages puts what was staged in force for the generation that is there.
 func (x *Index) SetPackages(root string, s *Staged) error {
+	x.repoMu.Lock()
+	defer x.repoMu.Unlock()
 	old, ok := x.Repo(root)
 	if !ok {
 		return fmt.Errorf("no repository is known at %q", root)
 	}
-	return x.Publish(root, *old, s, nil)
+	return x.publish(root, *old, s, nil)
 }
 
 func side(root, side string) []byte { return []byte(root + "\x00" + side) }
@@ -253,6 +255,27 @@ func (x *Index) someChanges(root, from, to string, after []byte) (list []Change,
 		return nil
 	})
 	return list, next, err
+}
+
+// NextSays returns what a generation of the repository at root that is not in force yet says of p. Its packages are staged;
+// nil: they are those in force.
+func (x *Index) NextSays(root string, next *Repo, staged *Staged, p string) (n Named, ok bool) {
+	if rec, ok := next.Records[p]; ok {
+		return rec.Named, true
+	}
+	of := ""
+	if staged != nil {
+		of = staged.Side
+	} else if now, known := x.Repo(root); known && now.current() {
+		of = now.Side
+	}
+	_ = x.view(func(tx *bbolt.Tx) error { // what can't be read is not known
+		if b := bucketOf(tx, root, of); b != nil {
+			n, ok = parseNamed(b.Get([]byte(p)))
+		}
+		return nil
+	})
+	return n, ok
 }
 
 // EachPackage calls yield for each path that the packages in force of the repository at root name, in order.

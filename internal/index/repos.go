@@ -208,6 +208,11 @@ func (x *Index) Update(root string, f func(*Repo)) (bool, error) {
 func (x *Index) Publish(root string, next Repo, staged *Staged, believed map[string]Belief) error {
 	x.repoMu.Lock()
 	defer x.repoMu.Unlock()
+	return x.publish(root, next, staged, believed)
+}
+
+// publish is Publish. The caller holds x.repoMu.
+func (x *Index) publish(root string, next Repo, staged *Staged, believed map[string]Belief) error {
 	old, ok := x.Repo(root)
 	if !ok {
 		old = new(Repo)

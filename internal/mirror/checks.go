@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/site"
 	"github.com/instantmirror/instantmirror/internal/store"
 )
 
@@ -97,26 +98,36 @@ func (m *Mirror) lastCheck(path string, file *store.File) check {
 	return c
 }
 
+// saidAbsent is when upstream said that t does not exist; zero if it did not, or said so before a generation came that
+// names t.
+func (m *Mirror) saidAbsent(t site.Target) time.Time {
+	at := m.absence.said(t.Path)
+	if at.IsZero() {
+		return at
+	}
+	for _, root := range m.index.Concerned(t.Path) {
+		repo, ok := m.index.Repo(root)
+		if !ok || !repo.Pointer.Published.After(at) {
+			continue
+		}
+		if _, named := m.named(t.Path); named {
+			return time.Time{}
+		}
+	}
+	return at
+}
+
 // absence remembers what upstream said does not exist.
 type absence struct {
 	mu sync.Mutex
 	m  map[string]time.Time // when upstream said so
 }
 
-// known reports whether upstream said so within the last minute.
-func (a *absence) known(path string) bool {
+// said is when upstream said so; zero if it never did, as far as we remember.
+func (a *absence) said(path string) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	t, ok := a.m[path]
-	return ok && time.Since(t) < absenceFor
-}
-
-// remembered reports whether upstream ever said so, as far as we remember.
-func (a *absence) remembered(path string) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_, ok := a.m[path]
-	return ok
+	return a.m[path]
 }
 
 func (a *absence) learn(path string) {

@@ -178,7 +178,11 @@ func (m *Mirror) settle(ctx context.Context, root string, touched []string) erro
 		return nil
 	}
 	for _, name := range touched { // unverified ones may have come between the comparing and the publishing
-		if right, err := m.matches(name, m.index.Named(name)); err == nil && !right {
+		m.absence.forget(name)
+		switch right, err := m.matches(name, m.index.Named(name)); {
+		case err == nil && right: // again, perhaps: a veto may have kept it
+			m.outdated.remove(name)
+		case err == nil:
 			m.outdated.add(name)
 		}
 	}

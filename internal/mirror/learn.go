@@ -157,6 +157,11 @@ func (m *Mirror) learnRecords(root string, r io.Reader) error {
 	}
 	if old, ok := m.index.Repo(root); ok {
 		if old.Pointer.Sum == repo.Pointer.Sum {
+			// Somebody removed it from the tree, and may have done so with what goes with it.
+			_, err := m.index.Update(root, func(r *index.Repo) { r.Pointer.Companions = false })
+			if err != nil {
+				m.report(err)
+			}
 			return nil
 		}
 		if Older(&repo.Pointer, &old.Pointer) {

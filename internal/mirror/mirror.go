@@ -261,7 +261,7 @@ func (m *Mirror) revalidate(ctx context.Context, t site.Target, file *store.File
 
 // miss fetches what is not stored.
 func (m *Mirror) miss(ctx context.Context, t site.Target) (*Answer, error) {
-	if !m.flights.Underway(t.Path) && m.absence.known(t.Path) {
+	if !m.flights.Underway(t.Path) && time.Since(m.saidAbsent(t)) < absenceFor {
 		return nil, &AbsentError{Path: t.Path, Remembered: true}
 	}
 	job := m.job(t)
@@ -296,7 +296,7 @@ func (m *Mirror) miss(ctx context.Context, t site.Target) (*Answer, error) {
 // head asks upstream for the head of what is not stored, or follows the flight that brings it.
 func (m *Mirror) head(ctx context.Context, t site.Target) (*Answer, error) {
 	job := m.job(t)
-	if m.flights.Underway(t.Path) || m.absence.known(t.Path) || len(job.Order.Upstreams) == 0 {
+	if m.flights.Underway(t.Path) || time.Since(m.saidAbsent(t)) < absenceFor || len(job.Order.Upstreams) == 0 {
 		return m.miss(ctx, t)
 	}
 	job.Request.Method = "HEAD"
@@ -316,7 +316,7 @@ func (m *Mirror) absent(ctx context.Context, t site.Target, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		m.absence.learn(t.Path)
 		return &AbsentError{Path: t.Path, Err: err}
-	case errors.Is(err, upstream.ErrUnavailable) && m.absence.remembered(t.Path):
+	case errors.Is(err, upstream.ErrUnavailable) && !m.saidAbsent(t).IsZero():
 		return &AbsentError{Path: t.Path, Remembered: true, Err: err}
 	}
 	return err

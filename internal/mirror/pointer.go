@@ -116,7 +116,7 @@ func (m *Mirror) met(t site.Target, h fetch.Head) {
 	overtaken := false // by a newer generation
 	_, err := m.index.Update(root, func(r *index.Repo) {
 		if overtaken = r.Pointer.Sum != h.Sum; !overtaken {
-			r.Pointer.Origin, r.Pointer.LastModified, r.Pointer.Companions = h.Origin, h.LastModified, false
+			r.Pointer.Origin, r.Pointer.LastModified = h.Origin, h.LastModified
 		}
 	})
 	if err != nil {

@@ -257,14 +257,12 @@ func (m *Mirror) plan(ctx context.Context, p Publication, old *index.Repo) (*pla
 	}
 	if old.Veto != nil && !p.Confirmed {
 		// What waited for confirmation waits on, unless this generation has brought it back.
-		n, err := m.storedLeaving(p.Root)
-		if err != nil {
-			return nil, err
-		}
-		if lost = max(lost, n); lost <= vetoFiles {
-			return out, nil
+		n, err := m.waiting(p, out.outdated)
+		if err != nil || n <= vetoFiles {
+			return out, err
 		}
 		veto := *old.Veto
+		veto.Files = n
 		out.veto = &veto
 		return out, nil
 	}
@@ -287,14 +285,45 @@ func (m *Mirror) plan(ctx context.Context, p Publication, old *index.Repo) (*pla
 	return out, nil
 }
 
-// storedLeaving counts the stored files that leave the repository at root and that nothing names.
-func (m *Mirror) storedLeaving(root string) (n int, err error) {
-	err = m.index.EachLeaving(root, func(l index.Leaving) error {
-		if _, name := repository(l.Path); name == "" && m.isStored(l.Path) && len(m.index.Named(l.Path)) == 0 {
+// waiting counts the stored files of a repository under veto that would be deleted if p were in force without one: those
+// that left and that nothing names, and those that are meant by other bytes. outdated are p's own of these.
+func (m *Mirror) waiting(p Publication, outdated []string) (n int, err error) {
+	says := func(name string) []index.Named {
+		list := m.namedElsewhere(p.Root, name)
+		if named, ok := m.index.NextSays(p.Root, &p.Next, p.Staged, name); ok {
+			list = append(list, named)
+		}
+		return list
+	}
+	err = m.index.EachLeaving(p.Root, func(l index.Leaving) error {
+		if _, metadata := repository(l.Path); metadata == "" && m.isStored(l.Path) && len(says(l.Path)) == 0 {
 			n++
 		}
 		return nil
 	})
+	all := m.outdated.all()
+	if all == nil {
+		all = make(map[string]bool)
+	}
+	for _, name := range outdated {
+		all[name] = true
+	}
+	for name := range all {
+		if err != nil {
+			return 0, err
+		}
+		list := says(name)
+		if _, metadata := repository(name); metadata != "" || len(list) == 0 || !m.concerns(p.Root, name) {
+			continue
+		}
+		right := false
+		switch right, err = m.matches(name, list); {
+		case errors.Is(err, fs.ErrNotExist):
+			err = nil
+		case err == nil && !right:
+			n++
+		}
+	}
 	return n, err
 }
 

@@ -21,7 +21,7 @@ import (
 )
 
 // bubble is a world in whose testing/synctest bubble time passes at once where nothing happens. Its upstreams are hosts that
-// are reached by pipes: a.test, b.test and c.test. It has no world.up.
+// are reached by pipes: a.test, b.test, c.test and metalink.test. It has no world.up.
 type bubble struct {
 	*world
 	hosts  map[string]*host
@@ -72,7 +72,7 @@ func inBubble(t *testing.T, text string, f func(b *bubble)) {
 		time.Sleep(time.Until(at(0).Add(1000 * time.Hour))) // what upstream has must not be of the future
 		b := &bubble{
 			world: &world{t: t, dir: t.TempDir(), profile: text}, conns: make(chan net.Conn), closed: make(chan struct{}), ends: func() {},
-			hosts: map[string]*host{"a": {}, "b": {}, "c": {}},
+			hosts: map[string]*host{"a": {}, "b": {}, "c": {}, "metalink": {}},
 		}
 		transport := http.DefaultTransport.(*http.Transport)
 		dial := transport.DialContext

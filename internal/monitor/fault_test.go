@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -144,8 +145,7 @@ func (f *faultTable) whole(w *world, when string, may ...int) int {
 // store's count of what is stored is wrong.
 func (f *faultTable) tidy(w *world, when string) {
 	w.t.Helper()
-	w.quiet()
-	w.flights.Wait()
+	w.idle()
 	for _, dir := range []string{"gen", "tmp"} {
 		left, err := os.ReadDir(filepath.Join(w.dir, "root/.instantmirror", dir))
 		if err != nil {
@@ -164,6 +164,13 @@ func (f *faultTable) tidy(w *world, when string) {
 	if there, _, _ := w.store.Usage(""); counted != 0 && counted != there {
 		w.t.Errorf("%s: %d bytes are stored by the store's count, %d in truth", when, counted, there)
 	}
+}
+
+// idle waits until nothing is under way.
+func (w *world) idle() {
+	w.flights.Wait() // a look may begin with their end
+	w.quiet()
+	w.flights.Wait()
 }
 
 // faultStep is a change of what is on the disk: what, where, and which one of several that are the same.
@@ -260,7 +267,7 @@ func (f *faultTable) inject(t *testing.T, s faultStep, fl fault, op func(*world)
 		return errFault
 	})
 	_ = op(w)
-	w.quiet()
+	w.idle()
 	w.store.SetFault(nil)
 	if !hit {
 		t.Errorf("there was no such step")
@@ -341,8 +348,7 @@ func TestFaultFirstContact(t *testing.T) {
 		f := newFaultTable(t, fixed, func(*faultTable, *world) {})
 		meet := func(w *world) error {
 			_, err := w.get("os/repodata/repomd.xml")
-			w.flights.Wait() // with its end the look begins
-			w.quiet()
+			w.idle()
 			return err
 		}
 		f.rounds(meet, func(t *testing.T, w *world, s faultStep, fl fault) {
@@ -383,14 +389,78 @@ func TestOvertakenFlight(t *testing.T) {
 			w.is(w.look("os"), Published)
 			close(release)
 			client.Wait()
-			w.flights.Wait()
-			w.quiet()
+			w.idle()
 			f.whole(w, "afterwards", 1)
 			w.is(w.look("os"), unchanged)
 			f.whole(w, "after the next look", 1)
 			w.sound()
 		})
 	}
+}
+
+// TestOvertakenDownload: whoever asks for a package that was signed anew gets just that, though the one before is still on
+// its way to somebody.
+func TestOvertakenDownload(t *testing.T) {
+	eachNaming(t, func(t *testing.T, fixed bool) {
+		f := &faultTable{t: t, gens: faultGens(fixed)}
+		w := newWorld(t, oneOrigin)
+		w.push("a/os", f.gens[0].files)
+		w.meet("os")
+		name := "os/" + pkg("signed")
+		gate := w.up.Hold("a/"+name, 1000)
+		defer gate.Release()
+		var client sync.WaitGroup
+		client.Go(func() { w.want(name, f.gens[0].files[pkg("signed")].Body) })
+		if err := gate.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.push("a/os", f.gens[1].files)
+		w.is(w.look("os"), Published)
+		client.Go(func() { w.want(name, f.gens[1].files[pkg("signed")].Body) })
+		soon, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := w.up.WaitRequests(soon, "a/"+name, 2); err != nil {
+			t.Errorf("upstream is not asked for it: %v", err)
+		}
+		gate.Release()
+		client.Wait()
+		w.idle()
+		f.whole(w, "in the end", 1)
+		w.sound()
+	})
+}
+
+// TestLandsMeanwhile: a package that is committed while a publication that means another one by its name is on the way is
+// not served after it.
+func TestLandsMeanwhile(t *testing.T) {
+	eachNaming(t, func(t *testing.T, fixed bool) {
+		f := &faultTable{t: t, gens: faultGens(fixed)}
+		w := newWorld(t, oneOrigin)
+		w.push("a/os", f.gens[0].files)
+		w.meet("os")
+		name := "os/" + pkg("signed")
+		landing, landed := make(chan struct{}), make(chan struct{})
+		w.store.SetFault(func(step, path string, before bool) error {
+			switch {
+			case step == "fsync" && path == base+name && before:
+				<-landing
+			case step == "rename" && path == base+name && !before:
+				close(landed)
+			case step == "fsyncdir" && strings.HasPrefix(path, ".instantmirror/gen/") && before: // all has been compared
+				close(landing)
+				<-landed
+			}
+			return nil
+		})
+		w.want(name, f.gens[0].files[pkg("signed")].Body)
+		w.push("a/os", f.gens[1].files)
+		w.is(w.look("os"), Published)
+		w.store.SetFault(nil)
+		w.idle()
+		f.whole(w, "afterwards", 1)
+		w.idle()
+		w.sound()
+	})
 }
 
 // goesOn fails the test unless the next look brings the generation want, or the third one if upstream has moved on to
@@ -429,14 +499,12 @@ func TestFaultEvict(t *testing.T) {
 	eachNaming(t, func(t *testing.T, fixed bool) {
 		f := newFaultTable(t, fixed, (*faultTable).second)
 		var names []string
-		for _, g := range f.gens[:2] { // the older primary first: without the newer one it would be believed
-			for name := range g.files {
-				if strings.Contains(name, "-primary.xml") || g.name == f.gens[1].name && (strings.Contains(name, "kept") || strings.Contains(name, "new") ||
-					strings.Contains(name, "primary") || strings.Contains(name, "updateinfo")) {
-					names = append(names, base+"os/"+name)
-				}
+		for name := range f.gens[1].files {
+			if strings.Contains(name, "kept") || strings.Contains(name, "new") || strings.Contains(name, "filelists") || strings.HasSuffix(name, "/primary.xml.gz") {
+				names = append(names, base+"os/"+name)
 			}
 		}
+		slices.Sort(names)
 		f.goes(func(w *world) error {
 			_, err := w.mirror.Evict(names...)
 			return err

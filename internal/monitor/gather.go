@@ -17,6 +17,7 @@ import (
 	"github.com/instantmirror/instantmirror/internal/digest"
 	"github.com/instantmirror/instantmirror/internal/fetch"
 	"github.com/instantmirror/instantmirror/internal/index"
+	"github.com/instantmirror/instantmirror/internal/journal"
 	"github.com/instantmirror/instantmirror/internal/mirror"
 	"github.com/instantmirror/instantmirror/internal/store"
 	"github.com/instantmirror/instantmirror/internal/upstream"
@@ -46,11 +47,15 @@ func (v *visit) take(ctx context.Context, c *candidate) (string, error) {
 		if len(missing) == 0 {
 			return v.publish(ctx, c)
 		}
-		k.attempts++
 		next, err := v.overtaken(ctx, c)
 		if err != nil {
 			return Failed, err
 		}
+		if why := missing[c.repo.Primary]; next == nil && why != nil { // somebody else may have a whole one
+			why = fmt.Errorf("generation %s: %w", c.repo.Pointer.Generation(), why)
+			return Failed, &refusal{origin: c.resp.Configured, host: c.resp.Origin, err: why, unfinished: true}
+		}
+		k.attempts++
 		if k.attempts >= maxAttempts && (next == nil || len(missing) > 0) && missing[c.repo.Primary] == nil {
 			c.repo.Partial = fmt.Sprintf("%d attempts to get all that is used here failed; the last: %v", k.attempts, firstOf(missing))
 			return v.publish(ctx, c)
@@ -225,8 +230,8 @@ func (v *visit) companions(ctx context.Context, pointer *upstream.Response, text
 	p.Companions, p.Signed = true, ""
 	keys := v.t.Profile.Keys
 	signature, err := v.companion(ctx, pointer, ".asc", b)
-	if err == nil && signature != nil {
-		if _, err = v.companion(ctx, pointer, ".key", b); err == nil && keys == nil {
+	if err == nil && (signature != nil || v.stored(v.t.Path+".key")) {
+		if _, err = v.companion(ctx, pointer, ".key", b); err == nil && signature != nil && keys == nil {
 			// Nothing else tells whether the two belong together.
 			var now *upstream.Response
 			if now, err = v.near(ctx, pointer, v.t.Rel, pointer); err == nil && now.Status != http.StatusNotModified {
@@ -236,6 +241,13 @@ func (v *visit) companions(ctx context.Context, pointer *upstream.Response, text
 				}
 			}
 		}
+	}
+	if err == nil && keys == nil && signature != nil && v.former(p, signature) {
+		// Upstream puts the signature there after what it signs. Where it never does, the new generation counts for more.
+		if v.w.work.attempts++; v.w.work.attempts < maxAttempts {
+			return fmt.Errorf("%s at %s still has the signature of the generation before", v.t.Path, pointer.Origin)
+		}
+		p.Companions = false // looked for again by the next look
 	}
 	before := v.stored(v.t.Path + ".asc")
 	switch {
@@ -251,6 +263,21 @@ func (v *visit) companions(ctx context.Context, pointer *upstream.Response, text
 		return &refusal{origin: pointer.Configured, host: pointer.Origin, err: errors.New("its repomd.xml has no signature any more, and the one that is here has one")}
 	}
 	return nil
+}
+
+// former reports whether signature is that of a generation before p's, which is in force.
+func (v *visit) former(p *index.Pointer, signature []byte) bool {
+	old := v.repo()
+	if old == nil || old.Pointer.Sum == p.Sum {
+		return false
+	}
+	file, err := v.m.store.Get(v.t.Path + ".asc")
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	have, err := io.ReadAll(io.NewSectionReader(file, 0, min(file.Size, maxPointer)))
+	return err == nil && bytes.Equal(have, signature)
 }
 
 // companion puts the pointer's companion of that extension into b, or notes its removal. It is nil if there is none.
@@ -440,6 +467,17 @@ func (v *visit) addCompanions(ctx context.Context, resp *upstream.Response, repo
 	}
 	if err := v.companions(ctx, resp, text, &repo.Pointer, b); err != nil {
 		return errors.Join(err, b.Discard())
+	}
+	if repo.Pointer.Companions && len(b.Paths()) == 0 { // nothing comes in the place of what is here from before
+		for _, ext := range []string{".asc", ".key"} {
+			t, err := v.m.table.Load().Resolve("", "/"+v.t.Path+ext)
+			if err == nil {
+				_, err = v.m.mirror.Discard(ctx, t, journal.Vanished)
+			}
+			if err != nil {
+				return errors.Join(err, b.Discard())
+			}
+		}
 	}
 	c := &candidate{repo: repo, resp: resp}
 	return v.m.mirror.AddCompanions(v.w.root, repo.Pointer, b, v.believe(c, b))

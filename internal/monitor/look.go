@@ -51,6 +51,8 @@ type refusal struct {
 	host   string
 	err    error
 	older  *candidate // it is older than what is here
+	// unfinished says that it may be had later: upstream is being filled, or what it names is damaged there.
+	unfinished bool
 }
 
 func (r *refusal) Error() string { return fmt.Sprintf("%s: %v", r.host, r.err) }
@@ -129,14 +131,18 @@ func (v *visit) visit(ctx context.Context) (what string, err error) {
 	for {
 		c, resp, err := v.ask(ctx, validators)
 		switch {
+		case err != nil && len(v.refused) > 0:
+			return v.allRefused(ctx, err)
 		case errors.Is(err, fs.ErrNotExist):
 			return Gone, v.gone(err)
-		case err != nil && len(v.refused) > 0:
-			return v.allRefused(ctx)
 		case err != nil:
 			return Failed, err
 		case c == nil:
-			return v.unchanged(ctx, resp)
+			what, err := v.unchanged(ctx, resp)
+			if r := v.unfinished(); r != nil && err == nil {
+				return Failed, r // so that it is looked for soon
+			}
+			return what, err
 		}
 		if r := v.judge(ctx, c); r != nil {
 			v.refuse(r)
@@ -193,8 +199,9 @@ func (v *visit) ask(ctx context.Context, have index.Belief) (*candidate, *upstre
 	if err != nil {
 		return nil, nil, err
 	}
-	if resp.Status == http.StatusNotModified && resp.Origin != have.Origin && v.matters(repo) {
-		// Another host says only that it has nothing newer.
+	if resp.Status == http.StatusNotModified && resp.Origin != have.Origin && (v.matters(repo) || !redirected(resp)) {
+		// Asked by time, another host says only that it has nothing newer. From now on it can be asked by its own validators,
+		// unless it is another one each time.
 		req.ETag, req.LastModified = "", time.Time{}
 		if resp, err = resp.Configured.Do(ctx, req); err != nil {
 			return nil, nil, err
@@ -219,6 +226,21 @@ func (v *visit) ask(ctx context.Context, have index.Belief) (*candidate, *upstre
 		c.time = time.Now().Truncate(time.Second)
 	}
 	return c, resp, nil
+}
+
+// redirected reports whether resp came from another host than the one that is configured.
+func redirected(resp *upstream.Response) bool {
+	return !strings.HasPrefix(resp.Configured.Name()+"/", resp.Origin+"/")
+}
+
+// unfinished is the first who was refused for what may be had later; nil: nobody was.
+func (v *visit) unfinished() *refusal {
+	for _, r := range v.refused {
+		if r.unfinished {
+			return r
+		}
+	}
+	return nil
 }
 
 // matters reports whether it matters that an origin has just the generation that is here, and not an older one.
@@ -366,9 +388,9 @@ func (v *visit) unchanged(ctx context.Context, resp *upstream.Response) (string,
 	return unchanged, nil
 }
 
-// allRefused ends a look in which everybody who answered was refused. If all of them have the same older generation, and
-// have had it for long, it is taken.
-func (v *visit) allRefused(ctx context.Context) (string, error) {
+// allRefused ends a look in which everybody who has the pointer was refused; err says what the others answered. If all of
+// them have the same older generation, and have had it for long, it is taken.
+func (v *visit) allRefused(ctx context.Context, err error) (string, error) {
 	first := v.refused[0]
 	var older *candidate
 	for _, r := range v.refused {
@@ -378,8 +400,17 @@ func (v *visit) allRefused(ctx context.Context) (string, error) {
 		}
 		older = r.older
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		older = nil // not all
+	}
 	repo := v.repo()
 	if older == nil || repo == nil {
+		if repo != nil && repo.Back != nil {
+			v.note(func(r *index.Repo) { r.Back = nil })
+		}
+		if r := v.unfinished(); r != nil {
+			return Failed, r
+		}
 		if slices.ContainsFunc(v.refused, func(r *refusal) bool { return r.older != nil }) {
 			return Refused, v.lagging(first)
 		}

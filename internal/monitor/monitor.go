@@ -221,7 +221,8 @@ func (m *Monitor) begin(w *watch, force, scheduled bool) *look {
 			m.looking--
 		}
 		w.next = m.after(w)
-		w.expire = time.Now()                   // whatever changed, see what is left to do
+		w.expire = time.Now() // whatever changed, see what is left to do
+
 		if w.met != nil && m.ctx.Err() == nil { // it came while we looked
 			m.begin(w, false, false)
 		}
@@ -393,29 +394,28 @@ func early(d time.Duration) time.Duration {
 
 // Repository is what is known of one repository, for people.
 type Repository struct {
-	Root        string      `json:"root"`
-	Profile     string      `json:"profile"`
-	Rule        string      `json:"rule"`
-	Refresh     string      `json:"refresh"`    // "never", or how often it is looked at
-	Generation  string      `json:"generation"` // the beginning of its repomd.xml's sha256
-	Timestamp   time.Time   `json:"timestamp,omitzero"`
-	Revision    int64       `json:"revision,omitempty"`
-	Published   time.Time   `json:"published"` // since when it is in force here
-	Origin      string      `json:"origin"`    // of its pointer
-	Signed      string      `json:"signed,omitempty"`
-	Checked     time.Time   `json:"checked,omitzero"` // when it was last found current
-	Used        time.Time   `json:"used,omitzero"`    // when a client last asked for it, to the hour
-	State       string      `json:"state"`            // "watched", "asleep", "never polled", "not routed"
-	Next        time.Time   `json:"next,omitzero"`    // when it is looked at next
-	Last        Result      `json:"last,omitzero"`
-	Stale       bool        `json:"stale,omitempty"` // overdue, because nobody could be asked
-	Leaving     int         `json:"leaving,omitempty"`
-	Veto        *index.Veto `json:"veto,omitempty"`
-	Back        *index.Back `json:"back,omitempty"`
-	Refused     int         `json:"refused,omitempty"` // older generations since this one is in force
-	Partial     string      `json:"partial,omitempty"`
-	Gone        time.Time   `json:"gone,omitzero"`
-	Provisional bool        `json:"provisional,omitempty"`
+	Root       string      `json:"root"`
+	Profile    string      `json:"profile"`
+	Rule       string      `json:"rule"`
+	Refresh    string      `json:"refresh"`    // "never", or how often it is looked at
+	Generation string      `json:"generation"` // the beginning of its repomd.xml's sha256
+	Timestamp  time.Time   `json:"timestamp,omitzero"`
+	Revision   int64       `json:"revision,omitempty"`
+	Published  time.Time   `json:"published"` // since when it is in force here
+	Origin     string      `json:"origin"`    // of its pointer
+	Signed     string      `json:"signed,omitempty"`
+	Checked    time.Time   `json:"checked,omitzero"` // when it was last found current
+	Used       time.Time   `json:"used,omitzero"`    // when a client last asked for it, to the hour
+	State      string      `json:"state"`            // "watched", "asleep", "never polled", "not routed"
+	Next       time.Time   `json:"next,omitzero"`    // when it is looked at next
+	Last       Result      `json:"last,omitzero"`
+	Stale      bool        `json:"stale,omitempty"` // overdue, because nobody could be asked
+	Leaving    int         `json:"leaving,omitempty"`
+	Veto       *index.Veto `json:"veto,omitempty"`
+	Back       *index.Back `json:"back,omitempty"`
+	Refused    int         `json:"refused,omitempty"` // older generations since this one is in force
+	Partial    string      `json:"partial,omitempty"`
+	Gone       time.Time   `json:"gone,omitzero"`
 }
 
 // Repositories says what is known of each repository, by root.

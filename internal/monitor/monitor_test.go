@@ -175,7 +175,6 @@ func TestLying(t *testing.T) {
 	w.push("a/os", good)
 	w.push("b/os", good)
 	w.meet("os")
-	next := repo(at(24), "x", "y").Files()
 	broken := map[string]func(map[string]mirrortest.File){
 		"no XML": func(f map[string]mirrortest.File) {
 			f["repodata/repomd.xml"] = mirrortest.File{Body: []byte("sorry"), ModTime: at(24)}
@@ -206,7 +205,7 @@ func TestLying(t *testing.T) {
 		t.Logf("%s: %+v", name, r.Last)
 		w.sound()
 	}
-	next = repo(at(25), "x", "y", "z").Files() // what was sent wrong is not asked for again for ten minutes
+	next := repo(at(25), "x", "y", "z").Files() // what was sent wrong is not asked for again for ten minutes
 	w.push("a/os", next)
 	w.is(w.look("os"), Published)
 	w.want("os/"+pkg("y"), next[pkg("y")].Body)

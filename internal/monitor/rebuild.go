@@ -22,8 +22,8 @@ func (m *Monitor) Rebuild(ctx context.Context) (n int, err error) {
 			return nil
 		}
 		t, err := mirror.PointerOf(m.table.Load(), root)
-		if err != nil {
-			return nil // of no enabled profile
+		if err != nil { // of no enabled profile
+			return ctx.Err()
 		}
 		n++
 		m.mirror.Relearn(root)

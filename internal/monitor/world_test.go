@@ -30,7 +30,7 @@ import (
 // world is a mirror with its monitor, over one upstream server that plays several origins: /a, /b and /c below it. The
 // profile serves what they have at pub/test. The schedule does not run unless a test runs it.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	up      *mirrortest.Upstream
 	dir     string // of root and state
 	profile string // the profile's text
@@ -66,7 +66,7 @@ upstreams: [%[1]s/a, %[1]s/b]
 fallbacks: [%[1]s/c]
 `
 
-func newWorld(t *testing.T, text string) *world {
+func newWorld(t testing.TB, text string) *world {
 	t.Helper()
 	w := &world{t: t, up: mirrortest.NewUpstream(t), dir: t.TempDir(), pushed: map[string]map[string]mirrortest.File{}}
 	w.profile = fmt.Sprintf(text, w.up.URL)

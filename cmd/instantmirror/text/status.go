@@ -74,9 +74,6 @@ func printRepository(out io.Writer, indent string, now time.Time, r *monitor.Rep
 	if made := r.Timestamp; !made.IsZero() {
 		age = ", made " + ago(now, made)
 	}
-	if r.Provisional {
-		marks += ", provisional"
-	}
 	if r.Signed != "" {
 		signed = ", signed by " + r.Signed
 	}

@@ -63,7 +63,7 @@ func TestStatus(t *testing.T) {
 				Origin: "https://dl.example.org", Signed: "0xDEADBEEF", Checked: now.Add(-30 * time.Minute), State: "watched", Next: now.Add(time.Minute),
 				Last:  monitor.Result{At: now.Add(-time.Minute), What: "failed", Err: errors.New("x"), Message: long},
 				Stale: true, Leaving: 1, Veto: &index.Veto{Since: now.Add(-time.Hour), Origin: "https://dl.example.org", Files: 120, Held: 200},
-				Back: &index.Back{Since: now.Add(-time.Hour)}, Refused: 2, Partial: long, Gone: now.Add(-time.Hour), Provisional: true,
+				Back: &index.Back{Since: now.Add(-time.Hour)}, Refused: 2, Partial: long, Gone: now.Add(-time.Hour),
 			},
 			{Root: "pub/fedora/releases", Refresh: "never", Generation: "ab0123456789", State: "never polled"},
 		},
@@ -77,7 +77,7 @@ func TestStatus(t *testing.T) {
 		"InstantMirror 1.0 serves /srv/mirror for 3d4h (pid 17)", "412.0 GiB of 1.0 TiB; 88.0 GiB free of 2.0 TiB, of which 1.0 GiB stay free",
 		"12,345 requests answered, 97.2 % of them hits, 3 failed; 3.0 TiB sent, 1.0 TiB fetched: 2.0 TiB saved (66.7 %)",
 		"down https://mirror.example.net/fedora (fedora, centos, fallback)", "tried again in 5s", "2 repositories",
-		"generation 0123456789ab, made 2h ago, here since 1h ago, provisional, from https://dl.example.org, signed by 0xDEADBEEF",
+		"generation 0123456789ab, made 2h ago, here since 1h ago, from https://dl.example.org, signed by 0xDEADBEEF",
 		"watched every 15m, stale; failed 1m ago; next look in 1m", "veto since 1h ago", "would delete 120 of 200 stored files", "every upstream has an older generation",
 		"refused: 2 times", "partial, published with primary only", "gone upstream since 1h ago", "leaving: 1 path", "never polled; current never",
 	} {

@@ -33,7 +33,7 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.Close()
+	_ = c.Close()
 	client := &Client{socket: socket}
 	client.http.Transport = &http.Transport{
 		DisableKeepAlives: true, DisableCompression: true,

@@ -77,7 +77,7 @@ func dead(socket string) error {
 	c, err := connect(context.Background(), socket)
 	switch {
 	case err == nil:
-		c.Close()
+		_ = c.Close()
 		return fmt.Errorf("another instantmirror answers on the admin socket %s: stop that one, or name another socket (socket)", socket)
 	case errors.Is(err, ErrNobody):
 		return nil
