@@ -176,7 +176,7 @@ func testCommands(t *testing.T, running bool) {
 	// An older generation is refused, unless it is forced.
 	w.push(repoOf(0, pkgA, pkgB))
 	w.want(0, "refresh", nil, "refused: ", "is older than")
-	w.want(0, "status", nil, "refused: once an older generation")
+	w.want(0, "status", nil, "refused: 1 older generation was offered")
 	w.want(0, "refresh", []string{"--force", tree}, "published", " → "+r.Generation)
 	w.push(repoOf(1, pkgA2, pkgC))
 	w.want(0, "refresh", []string{tree}, "published "+r.Generation)
@@ -221,6 +221,7 @@ func testCommands(t *testing.T, running bool) {
 	}
 	w.want(0, "prune", nil, "0 files went") // all came within the hour
 	w.want(0, "prune", []string{"--spare", "0s"}, "/old/file: no profile serves it", "unknown-1-1.noarch.rpm: no generation names it", "3 files went, 12 bytes")
+	w.want(0, "why", []string{"/old/file"}, "no enabled profile serves it", "deleted: by-hand, prune: no profile serves it, 4 bytes")
 	if after, want := w.tree(), append(before, spared...); !slices.Equal(after, slices.Sorted(slices.Values(want))) {
 		t.Errorf("after prune the tree has\n%s\nwant\n%s", strings.Join(after, "\n"), strings.Join(want, "\n"))
 	}
@@ -291,7 +292,7 @@ func TestWrongArguments(t *testing.T) {
 	w.want(0, "refresh", nil, "No repository is watched")
 	nowhere := filepath.Join(t.TempDir(), "root")
 	out, status := once(t, "status", "--config", w.config, "--root", nowhere, "--state", nowhere+"-state")
-	if status != 1 || !strings.Contains(out, "nothing was ever served from it") {
+	if status != 2 || !strings.Contains(out, "nothing was ever served from it") {
 		t.Errorf("exit status %d: %s", status, out)
 	}
 	if _, err := os.Stat(nowhere); err == nil {

@@ -22,11 +22,14 @@ func (*refreshCmd) Help() string {
 	return `Looks upstream now whether the repositories have changed, publishes what has, and prints a line for each:
 
   unchanged   upstream has what is here
-  published   a new generation is in force, and all that it names and clients here use is stored
-  refused     what upstream has is older than what is here, or is not signed as it should be
-  veto        it would remove most of what is stored, and waits for a second look that agrees
-  gone        upstream has no such repository any more: what is stored is kept
-  failed      nobody could answer, or something that the generation names could not be had
+  published   a new generation is in force, and what clients here use of its metadata is stored; "partial" says why only
+              primary is; "veto" that nothing is deleted, for most of what is stored would go, until a later look confirms it
+  refused     what upstream has is older than what is here, not signed as it should be, or no right repomd.xml
+  veto        the tree moves, what upstream has would remove most of what is stored, and waits for a look that agrees
+  gone        upstream has no such repository, or has it no more: what is stored is kept
+  failed      nobody could answer, or something that the generation needs could not be had
+
+With --force what upstream has is taken, be it older, and a veto is lifted: what it kept goes.
 
 A repository whose rule says refresh: never is looked at only when it is named. So is one that nobody has asked for yet: then
 its metadata are fetched. The exit status is 1 if a look failed.`
@@ -43,7 +46,7 @@ func (c *refreshCmd) Run(o output) error {
 		p := newProgress(o, "looked at", false)
 		defer p.hide()
 		total := 0
-		return op.Refresh(ctx, c.Force, c.Paths, func(r admin.Refreshed) {
+		return op.Refresh(ctx, c.Force, c.inTree(c.Paths...), func(r admin.Refreshed) {
 			if r.Begun {
 				total = r.Of
 				p.show(int64(len(all.Repositories)), int64(total))
@@ -93,6 +96,9 @@ func printRefreshed(o output, r admin.Refreshed) {
 	if r.Veto != nil {
 		fmt.Fprintf(o.out, "; veto: it would delete %d of %d stored files, nothing goes until it is confirmed", r.Veto.Files, r.Veto.Held)
 	}
+	if r.Lifted != nil {
+		fmt.Fprintf(o.out, "; the veto is lifted: the %d of %d stored files that it kept go, at once or when their grace ends", r.Lifted.Files, r.Lifted.Held)
+	}
 	fmt.Fprintln(o.out)
 }
 
@@ -117,7 +123,7 @@ func (c *expireCmd) Run(o output) error {
 	}
 	all := result{Paths: []admin.Expired{}}
 	err := c.operate(o, func(ctx context.Context, op operator) error {
-		return op.Expire(ctx, c.Paths, func(e admin.Expired) {
+		return op.Expire(ctx, c.inTree(c.Paths...), func(e admin.Expired) {
 			all.Paths = append(all.Paths, e)
 			all.Files += e.Files
 			all.Bytes += e.Bytes
@@ -140,7 +146,7 @@ type pruneCmd struct {
 	configFlags
 	jsonFlag
 	DryRun bool          `help:"Only say what would go."`
-	Spare  time.Duration `help:"Leave what was stored more recently." default:"1h" placeholder:"TIME"`
+	Spare  time.Duration `help:"Leave what was stored more recently. Default: ${default}." default:"1h" placeholder:"TIME"`
 }
 
 // Help is what --help says beside the flags.

@@ -110,6 +110,14 @@ func serve(t *testing.T, dir string, args ...string) *daemonProcess {
 // begin starts the command and waits until it serves.
 func (d *daemonProcess) begin() {
 	d.t.Helper()
+	if !d.serves() {
+		d.t.Fatalf("the daemon ended:\n%s", d.logged())
+	}
+}
+
+// serves starts the command and waits until it serves, or has ended before.
+func (d *daemonProcess) serves() bool {
+	d.t.Helper()
 	stderr, err := d.StderrPipe()
 	if err != nil {
 		d.t.Fatal(err)
@@ -138,10 +146,11 @@ func (d *daemonProcess) begin() {
 	case a := <-addr:
 		d.url = "http://" + a
 	case <-d.done:
-		d.t.Fatalf("the daemon ended:\n%s", d.logged())
+		return false
 	case <-time.After(20 * time.Second):
 		d.t.Fatalf("the daemon does not serve:\n%s", d.logged())
 	}
+	return true
 }
 
 func (d *daemonProcess) logged() string {

@@ -5,8 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/signal"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -54,28 +59,108 @@ func (f configFlags) operate(o output, do func(context.Context, operator) error)
 }
 
 func (f configFlags) operator(ctx context.Context, o output) (op operator, done func() error, err error) {
-	socket, err := daemon.AdminSocket(f.options())
+	opts, client, nobody, err := f.meant(ctx)
 	if err != nil {
-		return nil, nil, &configError{err}
+		return nil, nil, err
 	}
-	client, nobody := admin.Dial(ctx, socket)
-	if nobody == nil {
+	if client != nil {
 		return client, func() error { return nil }, nil
-	}
-	if !errors.Is(nobody, admin.ErrNobody) {
-		return nil, nil, nobody
 	}
 	syscall.Umask(0o022) // as the daemon does
 	pool := newPool()
-	setup, err := daemon.Configure(f.options(), pool)
+	setup, err := daemon.Configure(opts, pool)
 	if err != nil {
 		return nil, nil, &configError{err}
 	}
-	d, err := daemon.Offline(ctx, f.options(), setup, pool, o.err)
+	d, err := daemon.Offline(ctx, opts, setup, pool, o.err)
+	if nowhere, ok := errors.AsType[*daemon.NowhereError](err); ok {
+		return nil, nil, &configError{nowhere}
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w; and this process cannot do it itself: %w", nobody, err)
 	}
 	return d.Admin(), d.Close, nil
+}
+
+// meant finds the daemon that has the mirror which f's flags mean. The client is nil if none runs: nobody says so. It is
+// a configError if the daemon that answers has another mirror than they say. The options returned have the profiles that
+// the daemon was told to serve, if f's flags name none.
+func (f configFlags) meant(ctx context.Context) (opts daemon.Options, client *admin.Client, nobody, err error) {
+	opts = f.options().ForCommand()
+	place, err := daemon.Locate(opts)
+	if err != nil {
+		return opts, nil, nil, &configError{err}
+	}
+	client, err = admin.Dial(ctx, place.Socket)
+	if errors.Is(err, admin.ErrNobody) {
+		return opts, nil, err, nil
+	}
+	if err != nil {
+		return opts, nil, nil, err
+	}
+	about, err := client.About(ctx)
+	if err != nil {
+		return opts, nil, nil, err
+	}
+	for _, dir := range []struct{ what, has, meant string }{{"root", about.Root, place.Root}, {"state", about.State, place.State}} {
+		if !daemon.SameDir(dir.has, dir.meant) {
+			return opts, nil, nil, &configError{fmt.Errorf("the daemon that answers on %s has the %s %s, and not %s, which is meant here: give the same --config, --root and --state as the daemon has",
+				place.Socket, dir.what, dir.has, dir.meant)}
+		}
+	}
+	switch given := daemon.AbsoluteProfiles(opts.Profiles); {
+	case len(given) == 0:
+		opts.Profiles = about.Profiles
+	case !sameNames(given, about.Profiles):
+		has := "its configuration"
+		if len(about.Profiles) > 0 {
+			has = "--profile " + strings.Join(about.Profiles, " --profile ")
+		}
+		return opts, nil, nil, &configError{fmt.Errorf("the daemon that answers on %s serves what %s says, and other profiles cannot be chosen for one command: leave --profile out", place.Socket, has)}
+	}
+	return opts, client, nil, nil
+}
+
+// inTree makes relative names of files that lie in the tree, as seen from here, URL paths. What is none it leaves alone.
+func (f configFlags) inTree(args ...string) []string {
+	place, err := daemon.Locate(f.options().ForCommand())
+	if err != nil {
+		return args // said elsewhere
+	}
+	list := slices.Clone(args)
+	for i, arg := range list {
+		if arg == "" || filepath.IsAbs(arg) || strings.Contains(arg, "://") {
+			continue
+		}
+		name, err := filepath.Abs(arg)
+		if err != nil {
+			continue
+		}
+		for _, root := range []string{place.Root, real(place.Root)} {
+			for _, name := range []string{name, filepath.Join(real(filepath.Dir(name)), filepath.Base(name))} {
+				if in, err := filepath.Rel(root, name); err == nil && filepath.IsLocal(in) {
+					list[i] = (&url.URL{Path: path.Join("/", in)}).EscapedPath()
+					if strings.HasSuffix(arg, "/") && in != "." {
+						list[i] += "/"
+					}
+				}
+			}
+		}
+	}
+	return list
+}
+
+// real is name without symlinks; name itself if it is not there.
+func real(name string) string {
+	if to, err := filepath.EvalSymlinks(name); err == nil {
+		return to
+	}
+	return name
+}
+
+// sameNames reports whether a and b have the same names, in whatever order.
+func sameNames(a, b []string) bool {
+	return slices.Equal(slices.Compact(slices.Sorted(slices.Values(a))), slices.Compact(slices.Sorted(slices.Values(b))))
 }
 
 // printJSON prints v, and nothing else.

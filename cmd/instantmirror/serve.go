@@ -23,7 +23,7 @@ type configFlags struct {
 	Config  string   `help:"Configuration file. Default: ${config}, if it is there." placeholder:"FILE"`
 	Root    string   `help:"Directory of the mirror." placeholder:"DIR"`
 	State   string   `help:"Directory of the daemon's own notes." placeholder:"DIR"`
-	Profile []string `help:"Serve this profile and no others; may be repeated. Without --config the machine's own configuration is then left aside, and the state is kept in ROOT/.instantmirror/state." placeholder:"NAME|FILE" sep:"none"`
+	Profile []string `help:"This profile and no others; may be repeated. Without --config the machine's own configuration is then left aside, and the state is kept in ROOT/.instantmirror/state. A running daemon has its own: leave it out." placeholder:"NAME|FILE" sep:"none"`
 }
 
 func (f configFlags) options() daemon.Options {
@@ -79,7 +79,11 @@ func welcome(ctx context.Context, out io.Writer, setup *daemon.Setup, ls []net.L
 			fmt.Fprintf(&b, "  curl -fo /etc/yum.repos.d/instantmirror-%s.repo %s/-/repo/%s.repo\n", p.Name, base, p.Name)
 		}
 	}
-	fmt.Fprintf(&b, "Look: %s/-/ in a browser, or curl -i %s/-/healthz. Stop with Ctrl-C.\nUpstreams:\n", base, base)
+	fmt.Fprintf(&b, "Look: %s/-/ in a browser, or curl -i %s/-/healthz. Stop with Ctrl-C.\n", base, base)
+	if setup.StateInRoot() {
+		fmt.Fprintf(&b, "How it is: instantmirror status --root %s\n", setup.Config.Root)
+	}
+	b.WriteString("Upstreams:\n")
 	io.WriteString(out, b.String())
 
 	probed := origins(setup.Table)

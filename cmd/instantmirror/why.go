@@ -32,7 +32,7 @@ These words say what a request would get:
 // Run prints all that is known of one path.
 func (c *whyCmd) Run(o output) error {
 	return c.operate(o, func(ctx context.Context, op operator) error {
-		w, err := op.Why(ctx, c.Path)
+		w, err := op.Why(ctx, c.inTree(c.Path)[0])
 		if err != nil {
 			return err
 		}

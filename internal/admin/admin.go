@@ -15,6 +15,13 @@ import (
 // UsageError says that what was asked for makes no sense here, and what would.
 type UsageError = wire.UsageError
 
+// About is whose daemon answers.
+type About struct {
+	Root     string   `json:"root"`
+	State    string   `json:"state"`
+	Profiles []string `json:"profiles,omitempty"` // that --profile named when it was started; files by absolute names
+}
+
 // Status is what is mirrored, how fresh it is, and what it brings.
 type Status struct {
 	Version string    `json:"version"`
@@ -35,7 +42,7 @@ type Status struct {
 type Traffic struct {
 	Requests int64 `json:"requests"` // for files, that were answered with one
 	Hits     int64 `json:"hits"`     // of these, without asking upstream
-	Failed   int64 `json:"failed"`   // for files, that were answered with an error, or broken off
+	Failed   int64 `json:"failed"`   // for files, that could not be answered (5xx), or were broken off
 	Sent     int64 `json:"sent"`     // bytes of files to clients
 	Fetched  int64 `json:"fetched"`  // bytes of files from upstream
 	Saved    int64 `json:"saved"`    // bytes that upstream did not have to send
@@ -81,6 +88,7 @@ type Refreshed struct {
 	Error   string      `json:"error,omitempty"`
 	Veto    *index.Veto `json:"veto,omitempty"`
 	Partial string      `json:"partial,omitempty"`
+	Lifted  *index.Veto `json:"lifted,omitempty"` // the veto that the look confirmed: what it kept goes
 }
 
 // Expired is what was thrown away at one path.
@@ -111,7 +119,7 @@ type Repaired struct {
 type Why struct {
 	Path    string `json:"path"` // URL path here
 	Dir     bool   `json:"dir,omitempty"`
-	Profile string `json:"profile"`
+	Profile string `json:"profile"`          // "": no enabled one serves it, and only Stored and Journal are known
 	Tree    string `json:"tree,omitempty"`   // URL path here
 	Layout  string `json:"layout,omitempty"` // the entry that names the tree, as it was written
 	Class   string `json:"class,omitempty"`

@@ -22,6 +22,13 @@ func Listen(socket string) (net.Listener, error) { return wire.Listen(socket) }
 // command that changes something.
 func Serve(ctx context.Context, l net.Listener, s *Service, ended func(name string, params json.RawMessage, took time.Duration, err error)) error {
 	return wire.Serve(ctx, l, map[string]wire.Op{
+		"about": {Do: func(ctx context.Context, _ json.RawMessage, emit func(any)) error {
+			a, err := s.About(ctx)
+			if err == nil {
+				emit(a)
+			}
+			return err
+		}},
 		"status": {Do: func(ctx context.Context, _ json.RawMessage, emit func(any)) error {
 			st, err := s.Status(ctx)
 			if err == nil {
@@ -100,6 +107,12 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 		return nil, err
 	}
 	return &Client{c}, nil
+}
+
+// About is Service.About.
+func (c *Client) About(ctx context.Context) (*About, error) {
+	a := new(About)
+	return a, c.wire.Get(ctx, "about", nil, item(func(one About) { *a = one }))
 }
 
 // Status is Service.Status.

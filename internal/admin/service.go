@@ -35,6 +35,8 @@ type Service struct {
 	Started time.Time // the daemon; zero: none runs
 	State   string    // directory
 
+	Profiles []string // see About
+
 	Mirror  *mirror.Mirror
 	Monitor *monitor.Monitor
 	Index   *index.Index
@@ -42,6 +44,11 @@ type Service struct {
 	Journal *journal.Journal
 	Table   func() *site.Table
 	Traffic func() Traffic // nil where no daemon runs
+}
+
+// About says whose mirror this is.
+func (s *Service) About(context.Context) (*About, error) {
+	return &About{Root: s.Store.Dir(), State: s.State, Profiles: s.Profiles}, nil
 }
 
 // Status says how the mirror is.
@@ -194,6 +201,9 @@ func (s *Service) refresh(ctx context.Context, root string, force bool) (Refresh
 	}
 	after, _ := s.Monitor.Repository(root)
 	r.From, r.To, r.Veto, r.Partial = before.Generation, after.Generation, after.Veto, after.Partial
+	if err == nil && after.Veto == nil && r.From == r.To { // a push may have brought back what was kept
+		r.Lifted = before.Veto
+	}
 	return r, nil
 }
 

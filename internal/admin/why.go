@@ -11,6 +11,7 @@ import (
 
 	"github.com/instantmirror/instantmirror/internal/digest"
 	"github.com/instantmirror/instantmirror/internal/journal"
+	"github.com/instantmirror/instantmirror/internal/mirror"
 	"github.com/instantmirror/instantmirror/internal/monitor"
 	"github.com/instantmirror/instantmirror/internal/site"
 	"github.com/instantmirror/instantmirror/internal/store"
@@ -64,7 +65,10 @@ func shown(name string, dir bool) string {
 
 // Why says all that is known of the path arg, or of a URL.
 func (s *Service) Why(ctx context.Context, arg string) (*Why, error) {
-	t, _, err := s.resolve(arg)
+	t, name, err := s.resolve(arg)
+	if errors.Is(err, site.ErrNoRoute) {
+		return s.whyUnserved(ctx, name, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +100,22 @@ func (s *Service) Why(ctx context.Context, arg string) (*Why, error) {
 		w.Journal = entries
 	}
 	return w, err
+}
+
+// whyUnserved says what the journal has of a path that no profile serves; unrouted if that is nothing.
+func (s *Service) whyUnserved(ctx context.Context, name string, unrouted error) (*Why, error) {
+	entries, err := s.Journal.Find(ctx, name, maxEntries)
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) == 0 {
+		return nil, unrouted
+	}
+	w := &Why{Path: shown(name, false), Upstreams: []string{}, Journal: entries}
+	if info, err := s.Store.Stat(name); err == nil {
+		w.Stored = &Stored{Size: info.Size, ModTime: info.ModTime, Links: info.Links}
+	}
+	return w, nil
 }
 
 func (s *Service) whyDir(ctx context.Context, t site.Target, w *Why) error {
@@ -135,6 +155,9 @@ func (s *Service) whyFile(t site.Target, w *Why) error {
 			root, known = one, true
 		}
 	}
+	if root, ok := mirror.RootOf(t.Path); ok {
+		w.Expected = s.pointer(t, root)
+	}
 	says, _ := s.Index.Says(t.Path)
 	for i, one := range says {
 		if i == 0 {
@@ -154,6 +177,27 @@ func (s *Service) whyFile(t site.Target, w *Why) error {
 		w.Repository = s.repository(root)
 	}
 	return nil
+}
+
+// pointer says what the repomd.xml t of the repository at root is. Nothing names it.
+func (s *Service) pointer(t site.Target, root string) string {
+	repo, ok := s.Index.Repo(root)
+	if !ok || repo.Pointer.Sum.IsZero() {
+		return "what upstream has: it is a pointer, and no generation of its repository is known"
+	}
+	what := "the pointer of generation " + repo.Pointer.Generation()
+	_, err := s.Store.Stat(t.Path + ".asc")
+	switch {
+	case repo.Pointer.Signed != "":
+		return what + ", signed by " + repo.Pointer.Signed
+	case err == nil && t.Profile.Keys == nil:
+		return what + "; its signature was not checked: the profile has no keys"
+	case err == nil:
+		return what + "; its signature was not checked"
+	case repo.Pointer.Companions:
+		return what + ", not signed"
+	}
+	return what + "; whether it is signed is not known yet"
 }
 
 func (s *Service) repository(root string) *monitor.Repository {

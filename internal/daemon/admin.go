@@ -12,8 +12,8 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,30 +30,74 @@ const statusAge = time.Second
 type administration struct {
 	listener net.Listener // from Listen to Run's end, or Close; nil without
 	started  time.Time    // set by Listen; zero: this is no running daemon
-	fetched  atomic.Int64 // bytes of files from upstream
 
 	mu     sync.Mutex // held while public is made
 	public *admin.Status
 }
 
-// AdminSocket is where a daemon that was started with these options has its admin socket. The configuration need not be
-// right in all else.
-func AdminSocket(o Options) (string, error) {
+// Place is where a mirror is: absolute paths.
+type Place struct{ Root, State, Socket string }
+
+// Locate says where the mirror is that o means. The configuration need not be right in all else.
+func Locate(o Options) (Place, error) {
 	cfg, err := loadConfig(o)
 	if cfg == nil {
-		return "", err
+		return Place{}, err
 	}
-	return cfg.SocketPath(), nil
+	return Place{Root: cfg.Root, State: cfg.State, Socket: cfg.SocketPath()}, nil
+}
+
+// ForCommand is o as a command means it that looks for a mirror: --root alone also finds one that was served by --root and
+// --profile alone, whose state is in its root, unless it is the root that the machine's own configuration has.
+func (o Options) ForCommand() Options {
+	if o.Root == "" || o.Config != "" || o.State != "" || len(o.Profiles) > 0 {
+		return o
+	}
+	if machine, err := Locate(Options{}); err == nil && SameDir(machine.Root, o.Root) {
+		return o
+	}
+	if info, err := os.Stat(stateIn(o.Root)); err == nil && info.IsDir() {
+		o.inRoot = true
+	}
+	return o
+}
+
+// SameDir reports whether a and b name the same directory.
+func SameDir(a, b string) bool {
+	if a == b {
+		return true
+	}
+	ai, aerr := os.Stat(a)
+	bi, berr := os.Stat(b)
+	return aerr == nil && berr == nil && os.SameFile(ai, bi)
+}
+
+// NowhereError says that there is no mirror, or no state of it, where the options say. Nothing was made there.
+type NowhereError struct{ Err error }
+
+func (e *NowhereError) Error() string { return e.Err.Error() }
+func (e *NowhereError) Unwrap() error { return e.Err }
+
+// CheckRoot finds out whether a mirror is at root; else the error is a NowhereError.
+func CheckRoot(root string) error {
+	_, err := os.Stat(filepath.Join(root, store.Private, "format"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return &NowhereError{fmt.Errorf("%s is no mirror: nothing was ever served from it (root, --root)", root)}
+	}
+	return err
 }
 
 // Offline opens a mirror that no daemon runs, to carry out commands by its Admin: it takes the root's lock, finishes what a
-// crash left, and learns from the tree what the index has lost. Nothing is made where no mirror is. Close it.
+// crash left, and learns from the tree what the index has lost. Nothing is made where no mirror is, nor where its state is
+// not: then the error is a NowhereError. Close it.
 func Offline(ctx context.Context, o Options, setup *Setup, pool *upstream.Pool, out io.Writer) (*Daemon, error) {
-	private := filepath.Join(setup.Config.Root, store.Private)
-	info, err := os.Stat(private)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s is no mirror: nothing was ever served from it (root, --root)", setup.Config.Root)
+	if err := CheckRoot(setup.Config.Root); err != nil {
+		return nil, err
 	}
+	if _, err := os.Stat(setup.Config.State); errors.Is(err, fs.ErrNotExist) {
+		return nil, &NowhereError{fmt.Errorf("there is no state directory %s: correct it (state, --state); if it was lost, the daemon makes it again from the tree", setup.Config.State)}
+	}
+	info, err := os.Stat(filepath.Join(setup.Config.Root, store.Private))
 	if err != nil {
 		return nil, err
 	}
@@ -81,13 +125,27 @@ func Offline(ctx context.Context, o Options, setup *Setup, pool *upstream.Pool, 
 	return d, nil
 }
 
+// AbsoluteProfiles are the profiles of --profile, with the names of files made absolute.
+func AbsoluteProfiles(list []string) []string {
+	var all []string
+	for _, name := range list {
+		if strings.Contains(name, "/") || strings.HasSuffix(name, ".yaml") {
+			if abs, err := filepath.Abs(name); err == nil {
+				name = abs
+			}
+		}
+		all = append(all, name)
+	}
+	return all
+}
+
 // Admin carries out what comes through the admin socket.
 func (d *Daemon) Admin() *admin.Service {
 	d.mu.Lock()
 	state := d.setup.Config.State
 	d.mu.Unlock()
 	s := &admin.Service{
-		Version: d.opts.Version, Started: d.admin.started, State: state,
+		Version: d.opts.Version, Profiles: AbsoluteProfiles(d.opts.Profiles), Started: d.admin.started, State: state,
 		Mirror: d.mirror, Monitor: d.monitor, Index: d.index, Store: d.store, Journal: d.journal,
 		Table: func() *site.Table { return d.server.View().Table },
 	}
@@ -99,7 +157,7 @@ func (d *Daemon) Admin() *admin.Service {
 
 func (d *Daemon) traffic() admin.Traffic {
 	n := d.server.Stats()
-	return admin.Traffic{Requests: n.Requests, Hits: n.Hits, Failed: n.Failed, Sent: n.Sent, Fetched: d.admin.fetched.Load()}
+	return admin.Traffic{Requests: n.Requests, Hits: n.Hits, Failed: n.Failed, Sent: n.Sent, Fetched: d.pool.Received()}
 }
 
 // listenAdmin opens the admin socket.

@@ -27,6 +27,8 @@ type Options struct {
 	State    string   // directory of the index
 	Profiles []string // names or files: these, and no others
 	Version  string   // of the program
+
+	inRoot bool // the state is in the root, and the machine's own configuration is left aside
 }
 
 // Setup is a configuration that was found right: all that is needed to serve, before anything is opened or made.
@@ -48,6 +50,9 @@ func Configure(o Options, pool *upstream.Pool) (*Setup, error) {
 	s := &Setup{Config: cfg, Table: table}
 	if err := profile.Join(err, err2, err3, s.loadCertificate()); err != nil {
 		return nil, err
+	}
+	if len(table.Profiles()) == 0 && o.inRoot {
+		return nil, fmt.Errorf("no daemon runs that would say which profiles the mirror %s has: give the --profile that it was served with", cfg.Root)
 	}
 	if len(table.Profiles()) == 0 {
 		return nil, fmt.Errorf("no profile is enabled: write a file %s/NAME.yaml with the lines `profile: NAME` and `enabled: true`, or give --profile NAME (there are %s)",
@@ -76,7 +81,7 @@ func (s *Setup) loadCertificate() error {
 // configuration is left aside: then the command line says all. A Config that is returned with an error has what was
 // right.
 func loadConfig(o Options) (*profile.Config, error) {
-	alone := len(o.Profiles) > 0 && o.Config == ""
+	alone := (o.inRoot || len(o.Profiles) > 0) && o.Config == ""
 	file := cmp.Or(o.Config, DefaultConfig)
 	if alone {
 		file = ""
@@ -90,7 +95,7 @@ func loadConfig(o Options) (*profile.Config, error) {
 	}
 	cfg.Root = cmp.Or(o.Root, cfg.Root)
 	if alone {
-		cfg.State = filepath.Join(cfg.Root, store.Private, "state")
+		cfg.State = stateIn(cfg.Root)
 	}
 	cfg.State = cmp.Or(o.State, cfg.State)
 	for _, dir := range []*string{&cfg.Root, &cfg.State} {
@@ -105,6 +110,12 @@ func loadConfig(o Options) (*profile.Config, error) {
 	}
 	return cfg, err
 }
+
+// stateIn is where the state is kept of a mirror that the command line alone says all of.
+func stateIn(root string) string { return filepath.Join(root, store.Private, "state") }
+
+// StateInRoot reports whether the state is kept in the root, where a command finds it by --root alone.
+func (s *Setup) StateInRoot() bool { return s.Config.State == stateIn(s.Config.Root) }
 
 func names(ps []*profile.Profile) string {
 	var list string

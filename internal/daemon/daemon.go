@@ -318,7 +318,6 @@ func (d *Daemon) setLevel(cfg *profile.Config) {
 
 // landed logs the end of a flight.
 func (d *Daemon) landed(r fetch.Result) {
-	d.admin.fetched.Add(r.Bytes)
 	attrs := []any{"path", r.Path, "ms", r.Time.Milliseconds()}
 	if r.Origin != "" {
 		attrs = append(attrs, "origin", r.Origin, "status", r.Status, "bytes", r.Bytes, "parts", r.Parts)

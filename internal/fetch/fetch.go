@@ -78,6 +78,7 @@ type Head struct {
 	ETag         string    // as that origin sent it, for that origin only
 	LastModified time.Time // as sent; zero if it was not
 
+	Young      bool               // its validators may stand for another file a moment later
 	Configured *upstream.Origin   // who led there
 	Final      *upstream.Location // where that was
 }
@@ -147,15 +148,16 @@ type key struct {
 
 func (j *Job) key() key { return key{j.Path, j.Stage} }
 
-// Join follows the flight of job's path, beginning it if there is none, or if that brings other bytes than job expects by
-// now; joined says that there was one. Only the first one's job is carried out. The caller closes the Follower.
+// Join follows the flight of job's path, beginning it if there is none, or if that was not begun for the bytes that job is
+// known to need by now; joined says that there was one. Only the first one's job is carried out. The caller closes the
+// Follower.
 func (g *Group) Join(job Job) (fo *Follower, joined bool) {
 	want := job.Expect()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f, joined := g.flights[job.key()]
-	if joined && f.want.Sum().Algorithm() == want.Sum().Algorithm() && f.want.Sum() != want.Sum() {
-		joined = false // it goes on for those who follow it, and will not be committed
+	if joined && !want.Sum().IsZero() && f.want.Sum() != want.Sum() {
+		joined = false // it goes on for those who follow it
 	}
 	if !joined {
 		f = &flight{begun: time.Now(), job: job, want: want, group: g, started: make(chan struct{}), ended: make(chan struct{}), refs: 1}

@@ -416,7 +416,7 @@ func headOf(resp *upstream.Response, job Job, keep bool, want digest.Expectation
 		NotModified: resp.Status == http.StatusNotModified, Size: resp.Size, ModTime: resp.LastModified,
 		Keep: keep && (resp.Framed || !want.Sum().IsZero()), Sum: want.Sum(),
 		Framed: resp.Framed || !want.Sum().IsZero(),
-		Origin: resp.Origin, ETag: resp.ETag, LastModified: resp.LastModified, Configured: resp.Configured, Final: resp.Final,
+		Origin: resp.Origin, ETag: resp.ETag, LastModified: resp.LastModified, Young: resp.Young, Configured: resp.Configured, Final: resp.Final,
 	}
 	if h.ModTime.IsZero() && job.Time != nil {
 		h.ModTime = job.Time()

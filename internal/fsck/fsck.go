@@ -103,9 +103,12 @@ type Options struct {
 	// Progress is called after each file, and now and then during a large one, with the bytes that are done, and those
 	// that there are.
 	Progress func(path string, done, total int64)
+	// Unjudged is called for each package that is Unvouched because the current primary of its repository is not there,
+	// is damaged, or cannot be read.
+	Unjudged func(path, primary string)
 }
 
-// Check judges the tree at root and calls found for each finding, in no order. Found, Keys and Progress are called by one
+// Check judges the tree at root and calls found for each finding, in no order. Found, and what Options has, are called by one
 // goroutine at a time. The error says why it is not judged to its end: ctx, or that there is nothing at root or Under.
 //
 // The tree may be in use. Files that are replaced meanwhile are counted as Changed, not found damaged, with one
@@ -164,7 +167,7 @@ type checker struct {
 	docs     []doc
 	names    names
 
-	mu          sync.Mutex // held over found, Keys and Progress, and guards what follows
+	mu          sync.Mutex // held over found and what o has, and guards what follows
 	found       func(Finding)
 	sum         Summary
 	done, total int64 // bytes
@@ -176,6 +179,7 @@ type repository struct {
 	pointer   pointer
 	repomd    bool     // there is one
 	primaries []string // paths of files in repodata/ that are primaries by their names, which carry a checksum
+	blind     string   // path of the current primary, if that vouches for nothing
 }
 
 // pointer is what says that a doc is current. If it is replaced while we look, what the doc names may be as well.

@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
+	"strings"
 	"sync"
 
 	"github.com/instantmirror/instantmirror/internal/digest"
@@ -82,6 +84,9 @@ func (c *checker) judge(ctx context.Context, p string, buf []byte) {
 		size = info.Size()
 	}
 	c.mu.Lock()
+	if primary := c.blindFor(p); count == &c.sum.Unvouched && primary != "" && c.o.Unjudged != nil {
+		c.o.Unjudged(p, primary)
+	}
 	c.sum.Files++
 	c.sum.Bytes += size
 	if count != nil {
@@ -89,6 +94,24 @@ func (c *checker) judge(ctx context.Context, p string, buf []byte) {
 	}
 	c.mu.Unlock()
 	c.progress(p, size-f.told)
+}
+
+// blindFor is the path of the primary that would speak of the package p, if it vouches for nothing; else "".
+func (c *checker) blindFor(p string) string {
+	if !strings.HasSuffix(p, ".rpm") && !strings.HasSuffix(p, ".drpm") {
+		return ""
+	}
+	for dir := path.Dir(p); ; dir = path.Dir(dir) {
+		if dir == "." {
+			dir = ""
+		}
+		if r := c.repos[dir]; r != nil || dir == "" {
+			if r == nil {
+				return ""
+			}
+			return r.blind
+		}
+	}
 }
 
 // judgeFile judges the bytes of f. It returns which counter f belongs to, nil if f was found damaged, which counts it.

@@ -75,6 +75,9 @@ func (c *checker) learn(ctx context.Context) error {
 			return err
 		}
 		c.docs[len(c.docs)-1].bad = !ok
+		if !ok && !s.earlier {
+			s.repo.blind = s.path
+		}
 	}
 	return nil
 }

@@ -113,6 +113,45 @@ func TestSignature(t *testing.T) {
 	}
 }
 
+// TestUnjudged: packages are told of whose primary is not there or wrong, and those that something else vouches for are not.
+func TestUnjudged(t *testing.T) {
+	root, files := small(t, mirrortest.Repo{})
+	write(t, root, "pub/elsewhere/x.rpm", []byte("x")) // of no repository
+	primary := ""
+	for name := range files {
+		if strings.Contains(name, "-primary.xml") {
+			primary = name
+		}
+	}
+	unjudged := func() (list []string) {
+		check(t, root, Options{Unjudged: func(path, by string) {
+			if list = append(list, path); by != primary {
+				t.Errorf("%s: its primary is %s", path, by)
+			}
+		}})
+		slices.Sort(list)
+		return list
+	}
+	if got := unjudged(); len(got) > 0 {
+		t.Errorf("with the primary: %v", got)
+	}
+	var all []string
+	for name := range files {
+		if strings.HasSuffix(name, ".rpm") {
+			all = append(all, name)
+		}
+	}
+	slices.Sort(all)
+	write(t, root, primary, []byte("damaged"))
+	if got := unjudged(); !slices.Equal(got, all) || len(all) == 0 {
+		t.Errorf("damaged: %v, want %v", got, all)
+	}
+	must(t, os.Remove(filepath.Join(root, primary)))
+	if got := unjudged(); !slices.Equal(got, all) {
+		t.Errorf("not there: %v, want %v", got, all)
+	}
+}
+
 func TestCancel(t *testing.T) {
 	root, _ := small(t, mirrortest.Repo{})
 	why := errors.New("enough")

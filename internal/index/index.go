@@ -184,6 +184,12 @@ func (x *Index) Drop(paths ...string) {
 // what stands in the tree has to be looked at.
 func (x *Index) Fresh() bool { return x.fresh }
 
+// Incomplete remembers that the tree has to be looked at.
+func (x *Index) Incomplete() error {
+	x.fresh = true
+	return x.update(func(tx *bbolt.Tx) error { return tx.Bucket(complete).Delete(complete) })
+}
+
 // Complete remembers that the tree was looked at.
 func (x *Index) Complete() error {
 	return x.update(func(tx *bbolt.Tx) error { return tx.Bucket(complete).Put(complete, []byte{}) })

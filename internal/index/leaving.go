@@ -164,7 +164,7 @@ func leavingOf(tx *bbolt.Tx, root string) *bbolt.Bucket {
 
 // appendBinary is the form of Leaving on disk: Unix seconds as a varint, two generations, Named.
 func (l Leaving) appendBinary() []byte {
-	b := binary.AppendVarint(nil, l.Until.Unix())
+	b := binary.AppendVarint(nil, l.Until.Add(time.Second-1).Unix()) // never too early
 	for _, g := range []string{l.From, l.To} {
 		raw := make([]byte, generationLen/2)
 		if id, err := hex.DecodeString(g); err == nil {

@@ -89,6 +89,9 @@ func (r *Repo) current() bool {
 	return !r.Packages.IsZero() && r.Records[r.Primary].Sum == r.Packages
 }
 
+// Known reports whether the packages of the generation in force are known, as far as they can be.
+func (r *Repo) Known() bool { return r.Records[r.Primary].Sum.IsZero() || r.current() }
+
 // loadRepos reads all repositories into memory.
 func (x *Index) loadRepos() error {
 	x.repos, x.places = make(map[string]*Repo), make(map[string][]string)

@@ -43,7 +43,7 @@ type Entry struct {
 	// JSON), and read back as it was.
 	Path   string `json:"path"`
 	Reason Reason `json:"reason"`
-	Rule   string `json:"rule,omitempty"` // the profile's entry that decided
+	Rule   string `json:"rule,omitempty"` // the profile's entry that decided, or "prune: " and why
 	From   string `json:"from,omitempty"` // the repository's generation before the deletion
 	To     string `json:"to,omitempty"`   // and after it
 	Size   int64  `json:"size,omitempty"` // of the file, in bytes

@@ -179,7 +179,14 @@ func (m *Mirror) settle(ctx context.Context, root string, touched []string) erro
 	}
 	for _, name := range touched { // unverified ones may have come between the comparing and the publishing
 		m.absence.forget(name)
-		switch right, err := m.matches(name, m.index.Named(name)); {
+		if !m.isStored(name) {
+			continue
+		}
+		named := m.index.Named(name)
+		if len(named) == 0 {
+			continue // it may be in its grace
+		}
+		switch right, err := m.matches(name, named); {
 		case err == nil && right: // again, perhaps: a veto may have kept it
 			m.outdated.remove(name)
 		case err == nil:
@@ -197,8 +204,9 @@ func (m *Mirror) settle(ctx context.Context, root string, touched []string) erro
 		list = append(list, doomed{
 			path: name, use: true,
 			still: func() bool {
-				right, err := m.matches(name, m.index.Named(name))
-				return err == nil && !right
+				named := m.index.Named(name)
+				right, err := m.matches(name, named)
+				return err == nil && !right && len(named) > 0
 			},
 			entry: journal.Entry{Reason: journal.Replaced, From: repo.Former, To: repo.Pointer.Generation()},
 		})
@@ -210,7 +218,7 @@ func (m *Mirror) settle(ctx context.Context, root string, touched []string) erro
 		return ctx.Err()
 	}
 	_, err := m.index.Update(root, func(r *index.Repo) {
-		if r.Pointer.Sum == repo.Pointer.Sum {
+		if r.Pointer.Sum == repo.Pointer.Sum && r.Known() { // else it may still name what is stored unverified
 			r.Unjudged = false
 		}
 	})
@@ -261,6 +269,12 @@ func (m *Mirror) Expire(ctx context.Context, root, rule string) (n int, next tim
 		if l.Until.After(now) {
 			if next.IsZero() || l.Until.Before(next) {
 				next = l.Until
+			}
+			return nil
+		}
+		if says, complete := m.index.Says(l.Path); len(says) == 0 && !complete {
+			if again := now.Add(time.Hour); next.IsZero() || again.Before(next) {
+				next = again // a repository may name it whose packages are not known
 			}
 			return nil
 		}

@@ -58,7 +58,7 @@ func vouchedFor(t site.Target) bool { return t.Class == site.Metadata || t.Class
 // relearnFor learns from the tree what is needed to know what t must be.
 func (m *Mirror) relearnFor(t site.Target) {
 	if vouchedFor(t) {
-		m.relearn(t.Path)
+		m.relearn(t.Profile, t.Path)
 	}
 }
 
@@ -82,16 +82,18 @@ func (m *Mirror) judge(t site.Target) func(io.Reader) error {
 	root, name := repository(t.Path)
 	switch {
 	case name == "repomd.xml" && t.Class == site.Pointer:
-		return func(r io.Reader) error { return m.learnRecords(root, r) }
+		return func(r io.Reader) error {
+			return m.learnRecords(t.Profile, root, r, time.Time{}, t.Action == site.Store)
+		}
 	case name != "" && t.Class == site.Metadata:
-		m.relearn(t.Path)
+		m.relearn(t.Profile, t.Path)
 		repo, ok := m.index.Repo(root)
 		if !ok || repo.Primary != t.Path || repo.Records[t.Path].Sum.IsZero() {
 			return nil
 		}
 		return func(r io.Reader) error {
 			// Its digest is right, so the client gets it, be it of any use to us or not.
-			if err := m.learnPackages(root, t.Path, repo.Records[t.Path].Named, r); err != nil {
+			if err := m.learnPackages(t.Profile, root, t.Path, repo.Records[t.Path].Named, r); err != nil {
 				m.report(err)
 			}
 			return nil
@@ -113,8 +115,9 @@ func repository(p string) (root, name string) {
 	return root, name
 }
 
-// ReadRepomd reads the repomd.xml of the repository at root. What it names elsewhere is left to the clients, and reported.
-func (m *Mirror) ReadRepomd(root string, r io.Reader) (index.Repo, error) {
+// ReadRepomd reads the repomd.xml of the repository at root, of the profile p. What it names elsewhere than in its own
+// repodata/ is left to the clients, and reported: a repository has no say in what belongs to others.
+func (m *Mirror) ReadRepomd(p *site.Profile, root string, r io.Reader) (index.Repo, error) {
 	h := digest.SHA256.New()
 	md, err := repodata.ParseRepomd(io.TeeReader(r, h))
 	if err == nil {
@@ -129,32 +132,42 @@ func (m *Mirror) ReadRepomd(root string, r io.Reader) (index.Repo, error) {
 		Records: make(map[string]index.Record),
 	}
 	for _, rec := range md.Records {
-		p, external, err := repodata.Join(root, rec.Base, rec.Href)
+		name, external, err := repodata.Join(root, rec.Base, rec.Href)
+		if _, class, ours := p.Owns(name); err == nil && !external && (!ours || class != site.Metadata || !isIn(name, root)) {
+			err = fmt.Errorf("%.200q is not in its repodata/", rec.Href)
+		}
 		switch {
 		case err != nil:
 			m.report(fmt.Errorf("%s: its %s is left to the clients: %w", pointerOf(root), rec.Type, err))
 		case external:
 			m.report(fmt.Errorf("%s: its %s is on another host, %.200s: that is left to the clients", pointerOf(root), rec.Type, rec.Base))
 		default:
-			repo.Records[p] = index.Record{Named: index.Named{Size: rec.Size, Sum: rec.Sum, Time: rec.Timestamp}, Type: rec.Type}
+			repo.Records[name] = index.Record{Named: index.Named{Size: rec.Size, Sum: rec.Sum, Time: rec.Timestamp}, Type: rec.Type}
 			if rec.Type == "primary" {
-				repo.Primary = p
+				repo.Primary = name
 			}
 		}
 	}
 	return repo, nil
 }
 
+// isIn reports whether name stands in the repodata/ of the repository at root.
+func isIn(name, root string) bool {
+	at, _ := repository(name)
+	return at == root && name != pointerOf(root)
+}
+
 // pointerOf is the path of the repomd.xml of the repository at root.
 func pointerOf(root string) string { return strings.TrimPrefix(root+"/repodata/repomd.xml", "/") }
 
-// learnRecords reads a repomd.xml where no generation is in force, or its pointer has gone from the tree. An error says
-// that it is none, or older than what was in force.
-func (m *Mirror) learnRecords(root string, r io.Reader) error {
-	repo, err := m.ReadRepomd(root, r)
-	if err != nil {
+// learnRecords reads a repomd.xml where no generation is in force. An error says that it is none, or older than what is in
+// force. modified is what is known of its time; unless keep is set it is only read.
+func (m *Mirror) learnRecords(p *site.Profile, root string, r io.Reader, modified time.Time, keep bool) error {
+	repo, err := m.ReadRepomd(p, root, r)
+	if err != nil || !keep {
 		return err
 	}
+	repo.Pointer.LastModified = modified
 	if old, ok := m.index.Repo(root); ok {
 		if old.Pointer.Sum == repo.Pointer.Sum {
 			// Somebody removed it from the tree, and may have done so with what goes with it.
@@ -188,12 +201,12 @@ func Older(a, b *index.Pointer) bool {
 }
 
 // learnPackages reads the primary at p of the repository at root, which want describes.
-func (m *Mirror) learnPackages(root, p string, want index.Named, r io.Reader) error {
+func (m *Mirror) learnPackages(owner *site.Profile, root, p string, want index.Named, r io.Reader) error {
 	defer m.learning.lock(root)()
 	if repo, ok := m.index.Repo(root); ok && (repo.Packages == want.Sum || repo.Records[repo.Primary].Sum != want.Sum) {
 		return nil // known already, or overtaken
 	}
-	staged, err := m.StagePackages(root, p, want, r)
+	staged, err := m.StagePackages(owner, root, p, want, r)
 	if err != nil {
 		return err
 	}
@@ -202,9 +215,10 @@ func (m *Mirror) learnPackages(root, p string, want index.Named, r io.Reader) er
 	return m.index.SetPackages(root, staged)
 }
 
-// StagePackages reads the primary at p of the repository at root, which want describes, for a Publication. For one root one
-// call at a time.
-func (m *Mirror) StagePackages(root, p string, want index.Named, r io.Reader) (*index.Staged, error) {
+// StagePackages reads the primary at p of the repository at root, of the profile owner, which want describes, for a
+// Publication. What it names that is no package, or of another profile, is left to the clients: a repository has no say in
+// that. For one root one call at a time.
+func (m *Mirror) StagePackages(owner *site.Profile, root, p string, want index.Named, r io.Reader) (*index.Staged, error) {
 	if want.Sum.IsZero() {
 		return nil, fmt.Errorf("%s: repomd.xml gives it no digest that we can make: its packages are not verified", p)
 	}
@@ -213,7 +227,7 @@ func (m *Mirror) StagePackages(root, p string, want index.Named, r io.Reader) (*
 	staged, err := m.index.Stage(root, want.Sum, func(yield func(string, index.Named) error) error {
 		err := repodata.ReadPrimary(verified, p, repodata.Limits{Size: want.Size}, func(pkg *repodata.Package) error {
 			to, external, err := repodata.Join(root, pkg.Base, pkg.Href)
-			if err != nil || external {
+			if _, class, ours := owner.Owns(to); err != nil || external || !ours || class != site.Package {
 				if outside++; outside == 1 {
 					first = pkg.Base + " " + pkg.Href
 				}
@@ -231,20 +245,24 @@ func (m *Mirror) StagePackages(root, p string, want index.Named, r io.Reader) (*
 		return nil, fmt.Errorf("%s: its packages are not verified: %w", p, err)
 	}
 	if outside > 0 {
-		m.report(fmt.Errorf("%s: %d packages are on other hosts or outside of the mirror and are left to the clients; the first is %.200s", p, outside, first))
+		m.report(fmt.Errorf("%s: %d packages are on other hosts, or outside of the profile, and are left to the clients; the first is %.200s", p, outside, first))
 	}
 	return staged, nil
 }
 
-// relearn learns from the tree what the index has lost or never had: of each repository that p may belong to, once.
-func (m *Mirror) relearn(p string) {
+// relearn learns from the tree what the index has lost or never had: of each repository of the profile owner that p may
+// belong to, once.
+func (m *Mirror) relearn(owner *site.Profile, p string) {
 	for dir := path.Dir(p); ; dir = path.Dir(dir) {
 		root := dir
 		if dir == "." {
 			root = ""
 		}
+		if _, _, ours := owner.Owns(pointerOf(root)); !ours {
+			return
+		}
 		if repo, ok := m.index.Repo(root); !ok || repo.Packages.IsZero() || repo.Packages != repo.Records[repo.Primary].Sum {
-			m.relearnAt(root)
+			m.relearnAt(owner, root)
 		}
 		if root == "" {
 			return
@@ -252,8 +270,11 @@ func (m *Mirror) relearn(p string) {
 	}
 }
 
-// Relearn learns the repository at root from the tree, if it is not known.
-func (m *Mirror) Relearn(root string) { m.relearnAt(root) }
+// Relearn learns the repository whose repomd.xml t is from the tree, as far as it is not known.
+func (m *Mirror) Relearn(t site.Target) {
+	root, _ := repository(t.Path)
+	m.relearnAt(t.Profile, root)
+}
 
 // RootOf is the root of the repository whose repomd.xml is at name.
 func RootOf(name string) (root string, ok bool) {
@@ -261,7 +282,7 @@ func RootOf(name string) (root string, ok bool) {
 	return root, base == "repomd.xml"
 }
 
-func (m *Mirror) relearnAt(root string) {
+func (m *Mirror) relearnAt(owner *site.Profile, root string) {
 	// Whoever comes while another one learns waits for it: unverified bytes would be stored for good.
 	defer m.relearning.lock(root)()
 	repo, known := m.index.Repo(root)
@@ -272,23 +293,28 @@ func (m *Mirror) relearnAt(root string) {
 	if !m.learned.first(key) {
 		return
 	}
-	read := func(p string, learn func(io.Reader) error) {
+	read := func(p string, learn func(io.Reader, time.Time) error) {
 		file, err := m.store.Get(p)
 		if err == nil {
 			defer file.Close()
-			err = learn(io.NewSectionReader(file, 0, file.Size))
+			err = learn(io.NewSectionReader(file, 0, file.Size), file.ModTime)
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			m.learned.forget(key)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			m.learned.again(key, time.Now()) // it costs nothing to look
+		case err != nil:
+			m.learned.again(key, time.Now().Add(relearnFailed))
 			m.report(fmt.Errorf("reading the stored %s: %w", p, err))
 		}
 	}
 	if !known {
-		read(pointerOf(root), func(r io.Reader) error { return m.learnRecords(root, r) })
+		read(pointerOf(root), func(r io.Reader, modified time.Time) error {
+			return m.learnRecords(owner, root, r, modified, true)
+		})
 	}
 	if repo, known = m.index.Repo(root); known && repo.Primary != "" {
-		read(repo.Primary, func(r io.Reader) error {
-			return m.learnPackages(root, repo.Primary, repo.Records[repo.Primary].Named, r)
+		read(repo.Primary, func(r io.Reader, _ time.Time) error {
+			return m.learnPackages(owner, root, repo.Primary, repo.Records[repo.Primary].Named, r)
 		})
 	}
 }
@@ -328,27 +354,30 @@ func (k *keyed) lock(key string) (unlock func()) {
 	}
 }
 
+// relearnFailed is how long metadata that could not be read are left alone.
+const relearnFailed = 10 * time.Minute
+
 // onces remembers what was done, as far as it is bounded.
 type onces struct {
 	mu sync.Mutex
-	m  map[string]bool
+	m  map[string]time.Time // key → when it counts as new again; zero: never
 }
 
-// forget makes key new again.
-func (o *onces) forget(key string) {
+// again makes key new at a time.
+func (o *onces) again(key string, at time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.m, key)
+	o.m[key] = at
 }
 
-// first reports whether key is seen for the first time.
+// first reports whether key is new.
 func (o *onces) first(key string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.m[key] {
+	if at, ok := o.m[key]; ok && (at.IsZero() || time.Now().Before(at)) {
 		return false
 	}
 	o.m = bounded(o.m)
-	o.m[key] = true
+	o.m[key] = time.Time{}
 	return true
 }

@@ -55,6 +55,9 @@ type Watcher interface {
 	Look(root string) (begun time.Time, done <-chan struct{})
 	// Met says that the repository at root is here for the first time, and who had its repomd.xml.
 	Met(root string, from fetch.Head)
+	// Meet looks for the repository at root, of which nothing is here, and waits until its repomd.xml has been judged and is
+	// here. The error is fs.ErrNotExist where upstream has none.
+	Meet(ctx context.Context, root string) error
 }
 
 // Mirror answers for paths. It is safe for concurrent use.
@@ -264,6 +267,9 @@ func (m *Mirror) miss(ctx context.Context, t site.Target) (*Answer, error) {
 	if !m.flights.Underway(t.Path) && time.Since(m.saidAbsent(t)) < absenceFor {
 		return nil, &AbsentError{Path: t.Path, Remembered: true}
 	}
+	if err := m.meet(ctx, t); err != nil {
+		return nil, m.absent(ctx, t, err)
+	}
 	job := m.job(t)
 	if len(job.Order.Upstreams) == 0 && len(job.Order.Fallbacks) == 0 {
 		return nil, fmt.Errorf("%s: %w: no upstream of the profile %s is for it", t.Path, site.ErrNoRoute, t.Profile.Name)
@@ -408,6 +414,9 @@ func (m *Mirror) arrived(name string, h fetch.Head) {
 		if b.LastModified.IsZero() {
 			b.LastModified = old.LastModified
 		}
+	}
+	if h.Young { // asked without validators the next time
+		b.ETag, b.LastModified = "", time.Time{}
 	}
 	m.absence.forget(name)
 	m.checks.note(name, check{belief: b})

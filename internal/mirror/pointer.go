@@ -86,6 +86,7 @@ func (m *Mirror) companion(ctx context.Context, t site.Target) error {
 	case !ok || m.watcher == nil:
 		return nil
 	case repo.Pointer.Companions:
+		m.index.Use(t.Path) // it may come later than what it signs
 		return absent
 	}
 	begun, done := m.watcher.Look(root)
@@ -104,6 +105,26 @@ func (m *Mirror) companion(ctx context.Context, t site.Target) error {
 		return absent
 	}
 	return fmt.Errorf("%s: %w: its repomd.xml is here, and it could not be fetched from where that came from", t.Path, upstream.ErrUnavailable)
+}
+
+// meet brings a repomd.xml that must not go out as it comes: its signature is to be checked first, or a generation is in
+// force, which another one may replace only as it always does. fetch.ErrCurrent says that it is here now; nil leaves t to
+// miss.
+func (m *Mirror) meet(ctx context.Context, t site.Target) error {
+	root, ok := m.repomd(t)
+	if !ok || m.watcher == nil || t.Action != site.Store {
+		return nil
+	}
+	if _, known := m.index.Repo(root); !known && t.Profile.Keys == nil {
+		return nil
+	}
+	if err := m.watcher.Meet(ctx, root); err != nil {
+		return err
+	}
+	if _, err := m.store.Stat(t.Path); err != nil {
+		return fmt.Errorf("%s: %w: it could not be stored", t.Path, upstream.ErrUnavailable)
+	}
+	return fetch.ErrCurrent
 }
 
 // met takes notice of a repomd.xml that a client's request has brought: the first of its repository, or the first after

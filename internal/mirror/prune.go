@@ -64,6 +64,7 @@ func (p *pruning) visit(i store.Info) error {
 	if why == "" {
 		return nil
 	}
+	entry.Rule = "prune: " + why
 	placed, err := p.m.store.Placed(i.Path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && p.begun.Sub(placed) < p.o.Spare {
 		return nil

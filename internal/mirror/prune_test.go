@@ -182,7 +182,7 @@ func TestPrune(t *testing.T) {
 		}
 	}
 	for name, reason := range map[string]journal.Reason{"old/file": journal.ByHand, known + "/Packages/ended.rpm": journal.Vanished} {
-		if e, err := w.journal.Find(t.Context(), name, 2); err != nil || len(e) != 1 || e[0].Reason != reason {
+		if e, err := w.journal.Find(t.Context(), name, 2); err != nil || len(e) != 1 || e[0].Reason != reason || !strings.HasPrefix(e[0].Rule, "prune: "+go1[name]) {
 			t.Errorf("the journal has %v, %v of %s", e, err, name)
 		}
 	}

@@ -175,11 +175,25 @@ func (m *Mirror) Recover(ctx context.Context) error {
 	}
 	for _, root := range m.index.Roots() {
 		repo, _ := m.index.Repo(root)
+		if repo != nil && !repo.Pointer.Sum.IsZero() {
+			// The tree is the truth: root and state may have come from different backups.
+			right, err := m.matches(pointerOf(root), []index.Named{{Size: -1, Sum: repo.Pointer.Sum}})
+			if err == nil && !right {
+				m.report(fmt.Errorf("%s is not the one that the index knows: what it says is read again", pointerOf(root)))
+				if err := errors.Join(m.index.Forget(root), m.index.Incomplete()); err != nil {
+					return err
+				}
+				continue
+			}
+		}
 		if repo == nil || !repo.Unjudged && repo.Veto == nil {
 			continue
 		}
 		if err := m.markOutdated(ctx, root); err != nil {
 			return err
+		}
+		if repo, _ = m.index.Repo(root); repo == nil || repo.Packages.IsZero() || repo.Packages != repo.Records[repo.Primary].Sum {
+			continue // it stays unjudged until its primary has been read
 		}
 		if err := m.settle(ctx, root, nil); err != nil {
 			return err
@@ -191,7 +205,7 @@ func (m *Mirror) Recover(ctx context.Context) error {
 // plan is what a publication does to stored files.
 type plan struct {
 	outdated []string // the new generation means other bytes by these names
-	touched  []string // outdated, and those that were found right
+	touched  []string // what it says something else of, stored or not
 	veto     *index.Veto
 }
 
@@ -222,15 +236,18 @@ func (m *Mirror) plan(ctx context.Context, p Publication, old *index.Repo) (*pla
 		if c.IsNamed && c.New.Sum.IsZero() || p.Bundle.Has(c.Path) {
 			return nil
 		}
-		named := m.namedElsewhere(p.Root, c.Path)
-		switch {
-		case c.IsNamed:
-			named = append(named, c.New)
-		case len(named) == 0:
+		if !c.IsNamed && len(m.namedElsewhere(p.Root, c.Path)) == 0 {
 			return nil
 		}
 		// What is not stored may be so before the gate closes, by what was expected until then.
 		out.touched = append(out.touched, c.Path)
+		if !m.isStored(c.Path) {
+			return nil
+		}
+		named := m.namedElsewhere(p.Root, c.Path)
+		if c.IsNamed {
+			named = append(named, c.New)
+		}
 		right, err := m.matches(c.Path, named)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -262,6 +279,9 @@ func (m *Mirror) plan(ctx context.Context, p Publication, old *index.Repo) (*pla
 			return out, err
 		}
 		veto := *old.Veto
+		if n > veto.Files+vetoFiles { // more than was waited for: it has an hour of its own
+			veto.Since, veto.Origin = time.Now(), p.From
+		}
 		veto.Files = n
 		out.veto = &veto
 		return out, nil

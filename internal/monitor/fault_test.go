@@ -401,11 +401,13 @@ func TestOvertakenFlight(t *testing.T) {
 // TestOvertakenDownload: whoever asks for a package that was signed anew gets just that, though the one before is still on
 // its way to somebody.
 func TestOvertakenDownload(t *testing.T) {
-	eachNaming(t, func(t *testing.T, fixed bool) {
-		f := &faultTable{t: t, gens: faultGens(fixed)}
+	test := func(t *testing.T, verified bool) {
+		f := &faultTable{t: t, gens: faultGens(false)}
 		w := newWorld(t, oneOrigin)
 		w.push("a/os", f.gens[0].files)
-		w.meet("os")
+		if verified {
+			w.meet("os")
+		}
 		name := "os/" + pkg("signed")
 		gate := w.up.Hold("a/"+name, 1000)
 		defer gate.Release()
@@ -415,7 +417,11 @@ func TestOvertakenDownload(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.push("a/os", f.gens[1].files)
-		w.is(w.look("os"), Published)
+		if verified {
+			w.is(w.look("os"), Published)
+		} else {
+			w.meet("os")
+		}
 		client.Go(func() { w.want(name, f.gens[1].files[pkg("signed")].Body) })
 		soon, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -427,40 +433,40 @@ func TestOvertakenDownload(t *testing.T) {
 		w.idle()
 		f.whole(w, "in the end", 1)
 		w.sound()
-	})
+	}
+	t.Run("verified", func(t *testing.T) { test(t, true) })
+	t.Run("unverified", func(t *testing.T) { test(t, false) })
 }
 
 // TestLandsMeanwhile: a package that is committed while a publication that means another one by its name is on the way is
 // not served after it.
 func TestLandsMeanwhile(t *testing.T) {
-	eachNaming(t, func(t *testing.T, fixed bool) {
-		f := &faultTable{t: t, gens: faultGens(fixed)}
-		w := newWorld(t, oneOrigin)
-		w.push("a/os", f.gens[0].files)
-		w.meet("os")
-		name := "os/" + pkg("signed")
-		landing, landed := make(chan struct{}), make(chan struct{})
-		w.store.SetFault(func(step, path string, before bool) error {
-			switch {
-			case step == "fsync" && path == base+name && before:
-				<-landing
-			case step == "rename" && path == base+name && !before:
-				close(landed)
-			case step == "fsyncdir" && strings.HasPrefix(path, ".instantmirror/gen/") && before: // all has been compared
-				close(landing)
-				<-landed
-			}
-			return nil
-		})
-		w.want(name, f.gens[0].files[pkg("signed")].Body)
-		w.push("a/os", f.gens[1].files)
-		w.is(w.look("os"), Published)
-		w.store.SetFault(nil)
-		w.idle()
-		f.whole(w, "afterwards", 1)
-		w.idle()
-		w.sound()
+	f := &faultTable{t: t, gens: faultGens(false)}
+	w := newWorld(t, oneOrigin)
+	w.push("a/os", f.gens[0].files)
+	w.meet("os")
+	name := "os/" + pkg("signed")
+	landing, landed := make(chan struct{}), make(chan struct{})
+	w.store.SetFault(func(step, path string, before bool) error {
+		switch {
+		case step == "fsync" && path == base+name && before:
+			<-landing
+		case step == "rename" && path == base+name && !before:
+			close(landed)
+		case step == "fsyncdir" && strings.HasPrefix(path, ".instantmirror/gen/") && before: // all has been compared
+			close(landing)
+			<-landed
+		}
+		return nil
 	})
+	w.want(name, f.gens[0].files[pkg("signed")].Body)
+	w.push("a/os", f.gens[1].files)
+	w.is(w.look("os"), Published)
+	w.store.SetFault(nil)
+	w.idle()
+	f.whole(w, "afterwards", 1)
+	w.idle()
+	w.sound()
 }
 
 // goesOn fails the test unless the next look brings the generation want, or the third one if upstream has moved on to

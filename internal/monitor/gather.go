@@ -19,6 +19,7 @@ import (
 	"github.com/instantmirror/instantmirror/internal/index"
 	"github.com/instantmirror/instantmirror/internal/journal"
 	"github.com/instantmirror/instantmirror/internal/mirror"
+	"github.com/instantmirror/instantmirror/internal/site"
 	"github.com/instantmirror/instantmirror/internal/store"
 	"github.com/instantmirror/instantmirror/internal/upstream"
 )
@@ -148,6 +149,11 @@ func (v *visit) gather(ctx context.Context, c *candidate) (missing map[string]er
 	if err := v.companions(ctx, c.resp, c.bytes, &c.repo.Pointer, b); err != nil {
 		return nil, err
 	}
+	if v.repo() == nil {
+		// First contact: it goes out as soon as it was judged, and the rest is fetched then.
+		c.repo.Partial = "only its repomd.xml is here yet"
+		return nil, nil
+	}
 	var mu sync.Mutex
 	missing = make(map[string]error)
 	g, ctx := errgroup.WithContext(ctx)
@@ -188,8 +194,10 @@ func (v *visit) wanted(next *index.Repo) map[string]index.Record {
 		}
 	}
 	list := make(map[string]index.Record)
+	table := v.m.table.Load()
 	for p, rec := range next.Records {
-		if slices.Contains(types, rec.Type) && !rec.Sum.IsZero() {
+		t, err := table.Resolve("", "/"+p)
+		if slices.Contains(types, rec.Type) && !rec.Sum.IsZero() && err == nil && t.Action == site.Store {
 			list[p] = rec
 		}
 	}
@@ -259,7 +267,7 @@ func (v *visit) companions(ctx context.Context, pointer *upstream.Response, text
 		if p.Signed, err = keys.Detached(bytes.NewReader(text), signature); err != nil {
 			return &refusal{origin: pointer.Configured, host: pointer.Origin, err: fmt.Errorf("the signature of its repomd.xml: %w", err)}
 		}
-	case keys != nil && before && !v.force:
+	case keys != nil && before:
 		return &refusal{origin: pointer.Configured, host: pointer.Origin, err: errors.New("its repomd.xml has no signature any more, and the one that is here has one")}
 	}
 	return nil
@@ -340,6 +348,9 @@ func (v *visit) publish(ctx context.Context, c *candidate) (string, error) {
 		e.Err = errors.New(now.Partial)
 	}
 	v.m.report(e)
+	if old == nil {
+		v.m.meetAgain(v.w, &met{resp: c.resp, sum: c.repo.Pointer.Sum})
+	}
 	if now.Veto != nil {
 		v.m.report(Event{Root: root, What: Vetoed, Origin: c.resp.Origin, Files: now.Veto.Files, To: e.To})
 	}
@@ -350,7 +361,7 @@ func (v *visit) publish(ctx context.Context, c *candidate) (string, error) {
 // reason to refuse the generation.
 func (v *visit) stage(c *candidate, old *index.Repo) (*index.Staged, error) {
 	n, ok := c.repo.Records[c.repo.Primary]
-	if !ok || n.Sum.IsZero() || old != nil && old.Packages == n.Sum {
+	if !ok || n.Sum.IsZero() || old == nil || old.Packages == n.Sum {
 		return nil, nil
 	}
 	var file io.ReadCloser
@@ -370,7 +381,7 @@ func (v *visit) stage(c *candidate, old *index.Repo) (*index.Staged, error) {
 		return nil, err
 	}
 	defer file.Close()
-	staged, err := v.m.mirror.StagePackages(v.w.root, c.repo.Primary, n.Named, file)
+	staged, err := v.m.mirror.StagePackages(v.t.Profile, v.w.root, c.repo.Primary, n.Named, file)
 	if err != nil {
 		return nil, &refusal{origin: c.resp.Configured, host: c.resp.Origin, err: err}
 	}
@@ -394,7 +405,10 @@ func (v *visit) believe(c *candidate, b *store.Bundle) map[string]index.Belief {
 		}
 		one := index.Belief{Size: size, ModTime: mtime, Checked: time.Now(), Sum: c.repo.Records[p].Sum}
 		if p == v.t.Path {
-			one.Sum, one.Origin, one.ETag, one.LastModified = c.repo.Pointer.Sum, c.resp.Origin, c.resp.ETag, c.resp.LastModified
+			one.Sum, one.Origin = c.repo.Pointer.Sum, c.resp.Origin
+			if !c.resp.Young { // else it is asked for whole the next time
+				one.ETag, one.LastModified = c.resp.ETag, c.resp.LastModified
+			}
 		}
 		list[p] = one
 	}
@@ -420,34 +434,67 @@ func (v *visit) carryUses(old, next *index.Repo) {
 // client wants, and the comparison of what is stored with them. resp is who has the generation.
 func (v *visit) complete(ctx context.Context, resp *upstream.Response) error {
 	repo := v.repo()
-	if repo == nil || repo.Pointer.Companions && !repo.Unjudged && repo.Partial == "" {
+	if repo == nil {
 		return nil
 	}
+	if v.unsigned(repo) {
+		again := *repo
+		again.Pointer.Companions = false
+		repo = &again
+	}
+	if repo.Pointer.Companions && !repo.Unjudged && repo.Partial == "" {
+		return nil
+	}
+	var failed []error
 	if !repo.Pointer.Companions {
-		if err := v.addCompanions(ctx, resp, *repo); err != nil {
-			return err
-		}
+		failed = append(failed, v.addCompanions(ctx, resp, *repo))
 	}
-	table := v.m.table.Load()
-	for p, rec := range v.wanted(repo) {
-		if v.m.mirror.Holds(p, rec.Named) {
-			continue
+	fetch := func(p string) {
+		t, err := v.m.table.Load().Resolve("", "/"+p)
+		if err == nil {
+			err = v.m.mirror.Fetch(ctx, t)
 		}
-		t, err := table.Resolve("", "/"+p)
 		if err != nil {
-			continue
-		}
-		if err := v.m.mirror.Fetch(ctx, t); err != nil {
-			return fmt.Errorf("fetching what %s names: %w", v.t.Path, err)
+			failed = append(failed, fmt.Errorf("fetching what %s names: %w", v.t.Path, err))
 		}
 	}
-	if repo.Partial != "" {
+	wanted := v.wanted(repo)
+	if rec, ok := wanted[repo.Primary]; ok { // first, for it names the packages
+		if !v.m.mirror.Holds(repo.Primary, rec.Named) {
+			fetch(repo.Primary)
+		}
+		delete(wanted, repo.Primary)
+		v.m.mirror.Relearn(v.t) // it may have been here before anybody knew what it is
+	}
+	for p, rec := range wanted {
+		if !v.m.mirror.Holds(p, rec.Named) {
+			fetch(p)
+		}
+	}
+	err := errors.Join(failed...)
+	if repo.Partial != "" && err == nil {
 		v.note(func(r *index.Repo) { r.Partial = "" })
 	}
-	if repo.Unjudged {
-		return v.m.mirror.Settle(ctx, v.w.root)
+	if repo.Unjudged || repo.Partial != "" {
+		err = errors.Join(err, v.m.mirror.Settle(ctx, v.w.root))
 	}
-	return nil
+	return err
+}
+
+// signing is how long after a push a signature may still come that was not there with it.
+const signing = time.Hour
+
+// unsigned reports whether it makes sense to look for the signature of the generation in force: it is needed, and was not
+// there, or not checked.
+func (v *visit) unsigned(repo *index.Repo) bool {
+	if repo.Pointer.Signed != "" {
+		return false
+	}
+	if v.stored(v.t.Path + ".asc") {
+		return v.t.Profile.Keys != nil
+	}
+	asked := v.t.Profile.Keys != nil || time.Since(v.m.index.Used(v.t.Path+".asc")) < v.t.Rule.Idle
+	return asked && time.Since(repo.Pointer.Published) < signing
 }
 
 // addCompanions publishes the companions of the pointer that is here.

@@ -66,21 +66,25 @@ func (m *Monitor) lookAt(ctx context.Context, w *watch, met *met, force bool) Re
 	if err != nil {
 		return Result{At: begun, What: Failed, Err: fmt.Errorf("%s: %w", w.root, err)}
 	}
+	if t.Action != site.Store { // what passes through, or is refused, has no generation here
+		return Result{At: begun, What: unchanged}
+	}
 	if _, ok := m.index.Repo(w.root); !ok { // what is here decides what is newer, also when the index was lost
-		m.mirror.Relearn(w.root)
+		m.mirror.Relearn(t)
 	}
 	v := &visit{m: m, w: w, t: t, force: force, begun: begun}
 	what := Failed
 	if err = v.finish(ctx); err == nil { // until that is done, nothing else can be
 		what, err = v.look(ctx, met)
 	}
-	if what == Failed || what == Gone {
+	retry := what == Failed || what == Refused && !v.lagged
+	if retry || what == Gone {
 		m.mirror.Postpone(t, what == Gone)
 	}
 	if err != nil && ctx.Err() == nil && what != unchanged {
 		m.report(Event{Root: w.root, What: what, Origin: v.host, Err: err, Time: time.Since(begun)})
 	}
-	return Result{At: begun, What: what, Origin: v.host, Err: err}
+	return Result{At: begun, What: what, Origin: v.host, Err: err, retry: retry}
 }
 
 // finish goes on with what a failing disk interrupted.
@@ -112,10 +116,13 @@ type visit struct {
 	t     site.Target // of the pointer
 	force bool
 	begun time.Time
+	// insist says that somebody waits for the answer of origins that are in back-off, too.
+	insist bool
 
 	host     string             // who answered last
 	refused  []*refusal         // in this look
 	tried    []*upstream.Origin // whose word did not count
+	lagged   bool               // everybody who was refused has something older
 	metalink *repodata.Metalink // once it was asked for
 	asked    bool               // it was
 }
@@ -128,6 +135,9 @@ func (v *visit) repo() *index.Repo {
 // visit asks one origin after the other until one has something that counts.
 func (v *visit) visit(ctx context.Context) (what string, err error) {
 	validators := v.m.mirror.Checked(v.t)
+	if repo := v.repo(); repo != nil && !v.m.mirror.Holds(v.t.Path, index.Named{Size: -1, Sum: repo.Pointer.Sum}) {
+		validators = index.Belief{} // what stands there is not what is in force: whatever upstream has is published
+	}
 	for {
 		c, resp, err := v.ask(ctx, validators)
 		switch {
@@ -195,6 +205,7 @@ func (v *visit) ask(ctx context.Context, have index.Belief) (*candidate, *upstre
 	if repo == nil || repo.Pointer.Sum.IsZero() || v.force || have.Size == 0 {
 		req.ETag, req.LastModified = "", time.Time{}
 	}
+	req.Insist = v.insist
 	resp, err := upstream.Do(ctx, v.order(v.t), req)
 	if err != nil {
 		return nil, nil, err
@@ -274,20 +285,23 @@ func (v *visit) judge(ctx context.Context, c *candidate) *refusal {
 	no := func(err error) *refusal {
 		return &refusal{origin: c.resp.Configured, host: c.resp.Origin, err: err}
 	}
-	repo, err := v.m.mirror.ReadRepomd(v.w.root, bytes.NewReader(c.bytes))
+	repo, err := v.m.mirror.ReadRepomd(v.t.Profile, v.w.root, bytes.NewReader(c.bytes))
 	if err != nil {
 		return no(err)
 	}
 	c.repo = repo
 	p := &c.repo.Pointer
 	p.Origin, p.LastModified = c.resp.Origin, c.resp.LastModified
+	old := v.repo()
+	if old != nil && !old.Records[old.Primary].Sum.IsZero() && c.repo.Records[c.repo.Primary].Sum.IsZero() {
+		return no(errors.New("its repomd.xml gives no digest of primary that can be checked, and the one that is here does"))
+	}
 	if v.force {
 		return nil
 	}
 	if err := v.askMetalink(ctx, c); err != nil {
 		return no(err)
 	}
-	old := v.repo()
 	if old == nil || old.Pointer.Sum.IsZero() || !mirror.Older(p, &old.Pointer) {
 		return nil
 	}
@@ -347,7 +361,11 @@ func (v *visit) askMetalink(ctx context.Context, c *candidate) error {
 
 // gone notes that upstream does not have the pointer: nothing is expired, ours may be the last copy.
 func (v *visit) gone(err error) error {
-	if r := v.repo(); r != nil && r.Gone.IsZero() {
+	r := v.repo()
+	if r == nil {
+		return err
+	}
+	if r.Gone.IsZero() {
 		v.note(func(r *index.Repo) { r.Gone = time.Now() })
 		return err
 	}
@@ -356,8 +374,8 @@ func (v *visit) gone(err error) error {
 
 // unchanged notes that resp's origin has what we have, and does what was left to do.
 func (v *visit) unchanged(ctx context.Context, resp *upstream.Response) (string, error) {
-	if resp.Status == http.StatusNotModified && resp.Origin != v.m.mirror.Checked(v.t).Origin {
-		v.m.mirror.Unchanged(v.t, "", "", time.Time{}) // its validators may be those of an older one
+	if resp.Young || resp.Status == http.StatusNotModified && resp.Origin != v.m.mirror.Checked(v.t).Origin {
+		v.m.mirror.Unchanged(v.t, "", "", time.Time{}) // its validators may be those of another one
 	} else {
 		v.m.mirror.Unchanged(v.t, resp.Origin, resp.ETag, resp.LastModified)
 	}
@@ -400,7 +418,7 @@ func (v *visit) allRefused(ctx context.Context, err error) (string, error) {
 		}
 		older = r.older
 	}
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || !v.everybody() {
 		older = nil // not all
 	}
 	repo := v.repo()
@@ -414,20 +432,35 @@ func (v *visit) allRefused(ctx context.Context, err error) (string, error) {
 		if slices.ContainsFunc(v.refused, func(r *refusal) bool { return r.older != nil }) {
 			return Refused, v.lagging(first)
 		}
-		return Failed, first
+		return Refused, first
 	}
 	sum := older.repo.Pointer.Sum
 	switch {
-	case repo.Back == nil || repo.Back.Sum != sum:
+	case repo.Back == nil:
 		v.note(func(r *index.Repo) { r.Back = &index.Back{Sum: sum, Since: time.Now()} })
+	case repo.Back.Sum != sum && time.Since(repo.Back.Since) < v.t.Rule.Back: // they go on, all of them, below what is here
+		v.note(func(r *index.Repo) { r.Back = &index.Back{Sum: sum, Since: r.Back.Since} })
 	case time.Since(repo.Back.Since) >= v.t.Rule.Back:
 		return v.take(ctx, older)
 	}
 	return Refused, v.lagging(first)
 }
 
+// everybody reports whether all upstreams and fallbacks were refused in this look: one that could not be asked has not
+// agreed to anything.
+func (v *visit) everybody() bool {
+	o := v.t.Profile.Origins(v.t.Rel)
+	for _, origin := range slices.Concat(o.Upstreams, o.Fallbacks) {
+		if !slices.Contains(v.tried, origin) {
+			return false
+		}
+	}
+	return true
+}
+
 // lagging notes that whoever could be asked has nothing newer than what is here.
 func (v *visit) lagging(first *refusal) error {
+	v.lagged = true
 	v.m.mirror.Unchanged(v.t, "", "", time.Time{})
 	return first
 }

@@ -6,6 +6,7 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -115,6 +116,7 @@ type Result struct {
 	Origin  string    `json:"origin,omitempty"` // who answered
 	Err     error     `json:"-"`
 	Message string    `json:"error,omitempty"` // Err's
+	retry   bool      // it is to be tried again sooner than its refresh says
 }
 
 const unchanged = "unchanged"
@@ -176,13 +178,44 @@ func (m *Monitor) Look(root string) (begun time.Time, done <-chan struct{}) {
 	return l.begun, l.done
 }
 
-// gapOf is how soon w may be looked at again. The caller holds m.mu.
+// gapOf is how soon w may be looked at again: at least every 10 s while nobody could be asked, as the schedule does while what
+// upstream has is not usable. The caller holds m.mu.
 func (m *Monitor) gapOf(w *watch) time.Duration {
 	t, err := mirror.PointerOf(m.table.Load(), w.root)
-	if err != nil || t.Rule.Never || w.failures > 0 {
+	switch {
+	case err != nil || t.Rule.Never:
+		return gap
+	case w.failures > 0 && !errors.Is(w.result.Err, upstream.ErrUnavailable):
+		return backoff(w.failures, t.Rule.Refresh)
+	case w.failures > 0:
 		return gap
 	}
 	return min(gap, t.Rule.Refresh/2)
+}
+
+// backoff is how long to wait after so many failures in a row.
+func backoff(failures int, refresh time.Duration) time.Duration {
+	return min(retryFirst<<min(failures-1, 10), retryLast, max(refresh, time.Second))
+}
+
+// Meet implements mirror.Watcher.
+func (m *Monitor) Meet(ctx context.Context, root string) error {
+	m.mu.Lock()
+	w := m.watchOf(root)
+	if _, known := m.index.Repo(root); w.look == nil && w.failures > 0 && time.Since(w.ended) < m.gapOf(w) && !known {
+		defer m.mu.Unlock()
+		return w.result.Err
+	}
+	l := m.begin(w, false, false)
+	m.mu.Unlock()
+	select {
+	case <-l.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return w.result.Err
 }
 
 // Met implements mirror.Watcher.
@@ -196,12 +229,23 @@ func (m *Monitor) Met(root string, from fetch.Head) {
 	m.begin(w, false, false)
 }
 
+// meetAgain makes another look follow the one at w that is under way, which does what first contact left to do.
+func (m *Monitor) meetAgain(w *watch, who *met) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w.met = who
+}
+
 // begin begins a look at w, unless one is under way. The caller holds m.mu.
 func (m *Monitor) begin(w *watch, force, scheduled bool) *look {
 	if w.look != nil {
 		return w.look
 	}
 	l := &look{begun: time.Now(), done: make(chan struct{})}
+	if m.ctx.Err() != nil { // the daemon ends
+		close(l.done)
+		return l
+	}
 	met := w.met
 	w.met = nil
 	w.look, w.begun = l, l.begun
@@ -212,7 +256,7 @@ func (m *Monitor) begin(w *watch, force, scheduled bool) *look {
 		r := m.lookAt(m.ctx, w, met, force)
 		m.mu.Lock()
 		w.look, w.ended, w.result = nil, time.Now(), r
-		if r.Err != nil && r.What == Failed {
+		if r.Err != nil && r.retry {
 			w.failures++
 		} else {
 			w.failures = 0
@@ -374,8 +418,7 @@ func (m *Monitor) after(w *watch) time.Time {
 		return time.Time{}
 	}
 	if w.failures > 0 {
-		wait := min(retryFirst<<min(w.failures-1, 10), retryLast, max(t.Rule.Refresh, time.Second))
-		return w.ended.Add(early(wait))
+		return w.ended.Add(early(backoff(w.failures, t.Rule.Refresh)))
 	}
 	checked := m.mirror.Checked(t).Checked
 	if checked.After(time.Now()) { // a clock's mistake

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -172,6 +173,7 @@ func TestVetoLagging(t *testing.T) {
 		for _, n := range names {
 			b.has("os/"+pkg(n), full[pkg(n)].Body)
 		}
+		synctest.Wait() // all are stored
 		b.hosts["a"].put("os", few)
 		if r := b.look("os"); r.What != Published {
 			t.Errorf("%+v", r)
@@ -268,4 +270,44 @@ func TestAstride(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestReplacedAtOnce: from the moment that the new repomd.xml stands in the tree, nobody gets the old bytes of what it has
+// replaced.
+func TestReplacedAtOnce(t *testing.T) {
+	inBubble(t, oneHost+"expiry: [{match: '**', refresh: 1h}]", func(b *bubble) {
+		one, two := repo(at(0), "x=1").Files(), repo(at(1), "x=2").Files()
+		b.hosts["a"].put("os", one)
+		b.meet("os")
+		b.has("os/"+pkg("x"), one[pkg("x")].Body)
+		synctest.Wait()
+		b.hosts["a"].put("os", two)
+		reached, goOn := make(chan bool), make(chan bool)
+		var once sync.Once
+		var named atomic.Bool
+		b.store.SetFault(func(step, path string, before bool) error {
+			switch {
+			case !before && step == "rename" && strings.HasSuffix(path, "repomd.xml"):
+				named.Store(true)
+			case before && step == "fsyncdir" && named.Load():
+				once.Do(func() {
+					close(reached)
+					<-goOn
+				})
+			}
+			return nil
+		})
+		done := make(chan Result)
+		go func() { done <- b.look("os") }()
+		<-reached
+		b.has(pointer, two["repodata/repomd.xml"].Body)
+		b.has("os/"+pkg("x"), two[pkg("x")].Body)
+		close(goOn)
+		if r := <-done; r.What != Published {
+			t.Fatalf("%+v", r)
+		}
+		synctest.Wait()
+		b.has("os/"+pkg("x"), two[pkg("x")].Body)
+		b.sound()
+	})
 }

@@ -169,8 +169,14 @@ func playReal(t *testing.T, gens []*realGeneration) {
 	w.push("a/os", gens[0].files)
 	w.meet("os")
 	fetch := func(g *realGeneration) { // as a client that uses all of it
+		t.Helper()
 		for _, name := range append(slices.Clone(g.records), g.held()...) {
 			w.want("os/"+name, g.files[name].Body)
+			for deadline := time.Now().Add(10 * time.Second); !w.holds("os/" + name); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) { // clients have it before it is committed
+					t.Fatalf("%s is not stored", name)
+				}
+			}
 		}
 	}
 	fetch(gens[0])

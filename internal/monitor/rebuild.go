@@ -26,7 +26,7 @@ func (m *Monitor) Rebuild(ctx context.Context) (n int, err error) {
 			return ctx.Err()
 		}
 		n++
-		m.mirror.Relearn(root)
+		m.mirror.Relearn(t)
 		if _, ok := m.index.Repo(root); !ok {
 			failed = append(failed, fmt.Errorf("%s can't be read", i.Path))
 			return nil

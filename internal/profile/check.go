@@ -186,7 +186,7 @@ func (c *Config) Check() error {
 	switch {
 	case c.Root == "" || c.State == "": // said already
 	case !filepath.IsAbs(c.Root) || !filepath.IsAbs(c.State):
-		errs.Add(c.At("root"), fmt.Sprintf("root %q or state %q is not absolute", c.Root, c.State), "write paths that begin with a slash")
+		errs.Add(c.At("root"), fmt.Sprintf("root %q or state %q is not absolute", c.Root, c.State), "write paths that begin with a slash, such as /srv/mirror")
 	case root == "/":
 		errs.Add(c.At("root"), "root: / would make the whole machine the mirror", "write a directory of its own, such as /srv/mirror")
 	case filepath.IsLocal(inside) && inside != filepath.Join(".instantmirror", "state"):
@@ -203,7 +203,7 @@ func (c *Config) checkSocket(root string, errs *Errors) {
 	switch at, write := c.At("socket"), "write another path, such as /run/instantmirror/admin.sock"; {
 	case c.Socket == "":
 	case !filepath.IsAbs(c.Socket):
-		errs.Add(at, fmt.Sprintf("socket %q is not absolute", c.Socket), "write a path that begins with a slash")
+		errs.Add(at, fmt.Sprintf("socket %q is not absolute", c.Socket), "write a path that begins with a slash, such as /run/instantmirror/admin.sock")
 	case len(c.Socket) > maxSocket:
 		errs.Add(at, fmt.Sprintf("socket: %s is longer than the %d bytes that the name of a socket may have", strict.Quote(c.Socket), maxSocket), write)
 	case filepath.IsLocal(inside) && !strings.HasPrefix(inside, ".instantmirror/"):

@@ -37,7 +37,7 @@ func Join(errs ...error) error { return strict.Join(errs...) }
 type Profile struct {
 	Where     `yaml:"-"`
 	Overrides string     `yaml:"profile" is:"name" doc:"The profile that this file enables or overrides. A file that has this key may repeat any key of the profile: layout, expiry and content entries are put before the packaged ones; every other key replaces the packaged value."`
-	Name      string     `yaml:"name" is:"name" doc:"The profile's name, as in 'instantmirror enable NAME'. With path and upstreams enough to make a correct mirror of any RPM tree."`
+	Name      string     `yaml:"name" is:"name" doc:"The profile's name, by which another file (profile: NAME) and --profile NAME mean it. With path and upstreams enough to make a correct mirror of any RPM tree."`
 	Title     string     `yaml:"title" is:"text" doc:"What people call it. Default: its name."`
 	Path      string     `yaml:"path" is:"path" doc:"URL path here, and directory below the mirror's root."`
 	Hosts     []string   `yaml:"hosts" is:"host" doc:"These host names serve this profile at /."`
@@ -49,7 +49,7 @@ type Profile struct {
 	Expiry    []*Expiry  `yaml:"expiry" merge:"front" max:"500" doc:"How long what is stored is believed; first match wins. Default: refresh 1h."`
 	Content   []*Content `yaml:"content" merge:"front" max:"500" doc:"What is mirrored; first match wins. Default: store."`
 	Limits    Limits     `yaml:"limits" doc:"Bounds on what this profile uses."`
-	Keys      []string   `yaml:"keys" is:"file" doc:"Files of the OpenPGP public keys, armoured or not, that check repomd.xml.asc and imported packages. Default: none, and nothing is checked by signature."`
+	Keys      []string   `yaml:"keys" is:"key file" doc:"Files of the OpenPGP public keys, armoured or not, that check repomd.xml.asc and imported packages. Default: none, and nothing is checked by signature."`
 	Poll      string     `yaml:"poll" is:"used|always" def:"used" doc:"used: a pointer that no client asked for within idle is not polled until one does. always: what was stored once is polled for ever, for trees that others read from the disk (NFS, rsync, httpd), unseen by us."`
 }
 
@@ -116,10 +116,10 @@ type Limits struct {
 type Config struct {
 	Where    `yaml:"-"`
 	Listen   []string       `yaml:"listen" is:"listen" single:"true" min:"1" def:"[\":8080\"]" doc:"Addresses to listen on, as host:port or :port. Sockets passed by systemd override it."`
-	Root     string         `yaml:"root" is:"file" def:"/srv/mirror" doc:"Directory of the mirror."`
-	State    string         `yaml:"state" is:"file" def:"/var/lib/instantmirror" doc:"Directory of the daemon's own notes."`
-	Profiles []string       `yaml:"profiles" is:"file" single:"true" def:"[/usr/share/instantmirror/profiles, /etc/instantmirror/profiles.d]" doc:"Directories of profiles; what stands in a later one wins."`
-	Socket   string         `yaml:"socket" is:"file" doc:"Admin socket. Default: admin.sock in state."`
+	Root     string         `yaml:"root" is:"directory" def:"/srv/mirror" doc:"Directory of the mirror."`
+	State    string         `yaml:"state" is:"directory" def:"/var/lib/instantmirror" doc:"Directory of the daemon's own notes."`
+	Profiles []string       `yaml:"profiles" is:"directory" single:"true" def:"[/usr/share/instantmirror/profiles, /etc/instantmirror/profiles.d]" doc:"Directories of profiles; what stands in a later one wins."`
+	Socket   string         `yaml:"socket" is:"socket" doc:"Admin socket. Default: admin.sock in state."`
 	Size     Size           `yaml:"size" doc:"Bytes that all files of the mirror may take, such as 2TiB; beyond, those used least recently are evicted. Default, and 0: unlimited."`
 	Reserve  Size           `yaml:"reserve" def:"1GiB" doc:"Space that is always left free on the mirror's file system."`
 	TLS      *TLS           `yaml:"tls" doc:"Serve https in place of http."`

@@ -125,7 +125,9 @@ func (s *Server) mirrorPath(w *recorder, r *http.Request, view *View) {
 		return
 	}
 	if err != nil {
-		s.counts.failed.Add(1)
+		if statusOf(err) >= http.StatusInternalServerError {
+			s.counts.failed.Add(1)
+		}
 		s.fail(w, r, err)
 		return
 	}

@@ -6,7 +6,7 @@ import "sync/atomic"
 type Stats struct {
 	Requests int64 // that were answered with a file, or that it has not changed
 	Hits     int64 // of these, without asking upstream
-	Failed   int64 // that were answered with an error, or broken off, be it by the client
+	Failed   int64 // that could not be answered (5xx), or were broken off, be it by the client; what is not there did not fail
 	Sent     int64 // bytes of files
 }
 
@@ -23,7 +23,9 @@ func (s *Server) Stats() Stats {
 func (s *Server) count(w *recorder, hit, whole bool) {
 	c := &s.counts
 	if w.status >= 400 { // what went out are words
-		c.failed.Add(1)
+		if w.status >= 500 {
+			c.failed.Add(1)
+		}
 		return
 	}
 	c.sent.Add(w.bytes)

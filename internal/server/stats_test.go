@@ -40,10 +40,11 @@ func TestStats(t *testing.T) {
 		{"range", func() { ask("GET", a, "Range", "bytes=0-9") }, Stats{Requests: 3, Hits: 2, Sent: 2010}},
 		{"head", func() { ask("HEAD", a) }, Stats{Requests: 4, Hits: 3, Sent: 2010}},
 		{"not modified", func() { ask("GET", a, "If-None-Match", etag(fileTime, 1000)) }, Stats{Requests: 5, Hits: 4, Sent: 2010}},
-		{"absent", func() { ask("GET", "/pub/test/43/none.rpm") }, Stats{Requests: 5, Hits: 4, Failed: 1, Sent: 2010}},
-		{"wrong range", func() { ask("GET", a, "Range", "bytes=5000-") }, Stats{Requests: 5, Hits: 4, Failed: 2, Sent: 2010}},
-		{"of ours", func() { ask("GET", "/-/healthz"); ask("GET", "/pub/test/43/"); ask("POST", a) }, Stats{Requests: 5, Hits: 4, Failed: 2, Sent: 2010}},
-		{"broken off", func() { ask("GONE", a) }, Stats{Requests: 5, Hits: 4, Failed: 3, Sent: 2010}},
+		{"absent", func() { ask("GET", "/pub/test/43/none.rpm") }, Stats{Requests: 5, Hits: 4, Sent: 2010}},
+		{"wrong range", func() { ask("GET", a, "Range", "bytes=5000-") }, Stats{Requests: 5, Hits: 4, Sent: 2010}},
+		{"of ours", func() { ask("GET", "/-/healthz"); ask("GET", "/pub/test/43/"); ask("POST", a) }, Stats{Requests: 5, Hits: 4, Sent: 2010}},
+		{"broken off", func() { ask("GONE", a) }, Stats{Requests: 5, Hits: 4, Failed: 1, Sent: 2010}},
+		{"nobody can answer", func() { w.up.Stop(); ask("GET", "/pub/test/43/other.rpm") }, Stats{Requests: 5, Hits: 4, Failed: 2, Sent: 2010}},
 	} {
 		step.do()
 		if got := w.Stats(); got != step.want {

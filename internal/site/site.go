@@ -38,6 +38,7 @@ type Profile struct {
 	PollAlways  bool               // pointers are polled though no client asks for them
 	Size        int64              // bytes that its files may take; 0: unlimited
 
+	table                          *Table
 	dir                            string // Path without its first slash
 	upstreams, fallbacks, archives origins
 }
@@ -122,7 +123,7 @@ func Build(ps []*profile.Profile, pool *upstream.Pool) (*Table, error) {
 			Name: in.Name, Title: in.Title, Path: strings.TrimSuffix(in.Path, "/"), Hosts: in.Hosts,
 			Keys: keys(in, &errs), PollAlways: in.Poll == "always", Size: int64(in.Limits.Size),
 		}
-		p.dir = strings.TrimPrefix(p.Path, "/")
+		p.table, p.dir = t, strings.TrimPrefix(p.Path, "/")
 		for _, l := range in.Layout {
 			p.Trees = append(p.Trees, &Tree{l.Tree.String(), l.Repo, l.Tree, newMetalink(l, pool, &errs)})
 		}
@@ -217,6 +218,16 @@ func (t *Table) Profile(name string) *Profile {
 
 // Dir returns the mirror path of p, relative to the root: "pub/fedora/linux"; "" for a profile at /.
 func (p *Profile) Dir() string { return p.dir }
+
+// Owns returns what the mirror path name is relative to the profile's, and of which class. It is not ok where name belongs
+// to another profile, or to none.
+func (p *Profile) Owns(name string) (rel string, c Class, ok bool) {
+	owner, rel := p.table.find(name)
+	if owner != p || rel == "" {
+		return "", 0, false
+	}
+	return rel, classOf(rel), true
+}
 
 // Origins returns whom to ask for the path rel, relative to the profile's: of each list those whose match covers it,
 // then those that have none.

@@ -25,7 +25,10 @@ type Response struct {
 	Origin       string    // scheme://host that answered, after redirects
 	Configured   *Origin   // which led there
 	Final        *Location // where that is, for Request.Near
-	Framed       bool      // the body's end is explicit; false: it ends with the connection, and may be cut without a sign
+	// Young says that the file may change again without its validators changing: it is not older than they are exact
+	// (RFC 9110 8.8.2.2). Then ask for all of it the next time.
+	Young  bool
+	Framed bool // the body's end is explicit; false: it ends with the connection, and may be cut without a sign
 
 	// Body is nil for HEAD and 304. Its Read fails with ErrStalled when no byte comes for the stall time, and when it ends
 	// early with io.ErrUnexpectedEOF or what the connection said (a reset); io.EOF means that it is whole, if it is Framed.
@@ -33,6 +36,10 @@ type Response struct {
 	// free again once Read has failed or returned io.EOF, or Close was called.
 	Body io.ReadCloser
 }
+
+// validatorGrain is how exact validators are that servers make of modification times, with room for a file that was copied
+// into place.
+const validatorGrain = 2 * time.Second
 
 // absentError is an origin's word that a path does not exist there. Only Do knows whether that word counts.
 type absentError struct{ status int }
@@ -47,14 +54,14 @@ func statusError(code int) error {
 // it could not answer. ctx stays with the body.
 func (o *Origin) ask(ctx context.Context, r Request) (*Response, error) {
 	// Not before the slot is there is the trial of a down origin claimed: waiting for one may take long.
-	if _, err := o.health.admit(false); err != nil {
+	if _, err := o.health.admit(false); err != nil && !r.Insist {
 		return nil, err
 	}
 	if err := o.acquire(ctx); err != nil {
 		return nil, err
 	}
 	trial, err := o.health.admit(true)
-	if err != nil {
+	if err != nil && !r.Insist {
 		o.release()
 		return nil, err
 	}
@@ -119,6 +126,9 @@ func classify(hresp *http.Response, r Request) (resp *Response, length int64, v 
 		ContentType: hresp.Header.Get("Content-Type"), Framed: framed(hresp),
 	}
 	resp.LastModified, _ = http.ParseTime(hresp.Header.Get("Last-Modified"))
+	if sent, err := http.ParseTime(hresp.Header.Get("Date")); err == nil && !resp.LastModified.IsZero() {
+		resp.Young = sent.Sub(resp.LastModified) < validatorGrain
+	}
 	length = hresp.ContentLength
 
 	switch code := hresp.StatusCode; {

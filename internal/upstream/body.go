@@ -60,6 +60,7 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.rc.Read(p)
 	b.watchdog.Stop()
 	b.waited, b.got = b.waited+time.Since(begun), b.got+int64(n)
+	b.origin.pool.received.Add(int64(n))
 	if b.waited >= trickleTime {
 		if b.got < trickleBytes && err == nil {
 			b.cancel(errTrickle)

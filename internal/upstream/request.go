@@ -46,6 +46,8 @@ type Request struct {
 	IfRange string
 	// Length above 0 asks for so many bytes from Offset on, instead of all that follow. It means nothing without Offset.
 	Length int64
+	// Insist asks origins that are in back-off, too: somebody wants to know it now.
+	Insist bool
 	// HTML says that HTML is a legitimate answer for this path.
 	HTML bool
 }

@@ -21,6 +21,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -60,6 +61,7 @@ type Pool struct {
 	SlotTimeout   time.Duration // longest wait for one of an origin's Connections, default 15 s
 
 	userAgent string
+	received  atomic.Int64 // bytes of bodies
 
 	mu         sync.Mutex
 	origins    map[[sha256.Size]byte]*Origin
@@ -166,6 +168,9 @@ func (p *Pool) Origin(c Config) (*Origin, error) {
 	p.origins[key] = o
 	return o, nil
 }
+
+// Received is how many bytes of bodies origins have sent.
+func (p *Pool) Received() int64 { return p.received.Load() }
 
 // CloseIdleConnections closes the connections that no request uses, of all origins.
 func (p *Pool) CloseIdleConnections() {

@@ -17,7 +17,7 @@ const columns = 100
 func paragraph(out io.Writer, first, format string, args ...any) {
 	width := utf8.RuneCountInString(first)
 	line, room := first, columns-width
-	for i, word := range strings.Fields(fmt.Sprintf(format, args...)) {
+	for i, word := range words(fmt.Sprintf(format, args...)) {
 		n := utf8.RuneCountInString(word)
 		switch {
 		case i == 0:
@@ -30,6 +30,21 @@ func paragraph(out io.Writer, first, format string, args ...any) {
 		line, room = line+word, room-n
 	}
 	fmt.Fprintln(out, strings.TrimRight(line, " "))
+}
+
+// words are what a line may be broken between: a number stays with what follows it.
+func words(text string) (list []string) {
+	number := false
+	for _, word := range strings.Fields(text) {
+		if number {
+			list[len(list)-1] += " " + word
+		} else {
+			list = append(list, word)
+		}
+		digits := strings.TrimLeft(word, "(")
+		number = digits != "" && strings.Trim(digits, "0123456789.,") == "" && !strings.HasSuffix(digits, ".") && !strings.HasSuffix(digits, ",")
+	}
+	return list
 }
 
 // Bytes is n as people read it: 412.3 GiB.

@@ -90,6 +90,8 @@ func printRepository(out io.Writer, indent string, now time.Time, r *monitor.Rep
 		if r.Last.Origin != "" {
 			state += " (" + r.Last.Origin + ")"
 		}
+	} else if r.Checked.IsZero() {
+		state += "; never checked"
 	} else {
 		state += "; current " + ago(now, r.Checked)
 	}
@@ -112,7 +114,7 @@ func printRepository(out io.Writer, indent string, now time.Time, r *monitor.Rep
 		paragraph(out, indent, "every upstream has an older generation since %s: it is not taken before its rule's `back` is over, or `refresh --force` says so", ago(now, r.Back.Since))
 	}
 	if r.Refused > 0 {
-		paragraph(out, indent, "refused: %s an older generation was offered since", times(r.Refused))
+		paragraph(out, indent, "refused: %s offered since this one is here", offered(r.Refused))
 	}
 	if r.Partial != "" {
 		paragraph(out, indent, "partial, published with primary only: %s", r.Partial)
@@ -121,15 +123,22 @@ func printRepository(out io.Writer, indent string, now time.Time, r *monitor.Rep
 		paragraph(out, indent, "gone upstream since %s: what is stored is kept, for it may be the last copy", ago(now, r.Gone))
 	}
 	if r.Leaving > 0 {
-		paragraph(out, indent, "leaving: %s wait for the end of their grace", Count(int64(r.Leaving), "path"))
+		paragraph(out, indent, "leaving: %s", leaving(r.Leaving))
 	}
 }
 
-func times(n int) string {
+func offered(n int) string {
 	if n == 1 {
-		return "once"
+		return "1 older generation was"
 	}
-	return Digits(int64(n)) + " times"
+	return Digits(int64(n)) + " older generations were"
+}
+
+func leaving(n int) string {
+	if n == 1 {
+		return "1 path leaves when its grace ends"
+	}
+	return Digits(int64(n)) + " paths leave when their grace ends"
 }
 
 // short is a time.Duration's own text without the zeros at its end: 15m, not 15m0s.

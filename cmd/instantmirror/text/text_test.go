@@ -79,7 +79,7 @@ func TestStatus(t *testing.T) {
 		"down https://mirror.example.net/fedora (fedora, centos, fallback)", "tried again in 5s", "2 repositories",
 		"generation 0123456789ab, made 2h ago, here since 1h ago, from https://dl.example.org, signed by 0xDEADBEEF",
 		"watched every 15m, stale; failed 1m ago; next look in 1m", "veto since 1h ago", "would delete 120 of 200 stored files", "every upstream has an older generation",
-		"refused: 2 times", "partial, published with primary only", "gone upstream since 1h ago", "leaving: 1 path", "never polled; current never",
+		"refused: 2 older generations were offered since this one is here", "partial, published with primary only", "gone upstream since 1h ago", "leaving: 1 path leaves when its grace ends", "never polled; never checked",
 	} {
 		if !strings.Contains(flat, want) {
 			t.Errorf("%q is not in\n%s", want, got)
@@ -122,6 +122,32 @@ func TestWhy(t *testing.T) {
 	} {
 		if !strings.Contains(flat, want) {
 			t.Errorf("%q is not in\n%s", want, got)
+		}
+	}
+}
+
+// TestWhyKept: what a veto keeps has no date.
+func TestWhyKept(t *testing.T) {
+	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	for want, r := range map[string]monitor.Repository{
+		"until 2026-": {}, "/pub/x, kept by the veto: generation": {Veto: &index.Veto{Since: now}}, "/pub/x, kept, for upstream has": {Gone: now},
+	} {
+		r.Root = "pub/x"
+		var b strings.Builder
+		Why(&b, now, &admin.Why{Path: "/pub/x/a.rpm", Profile: "x", Leaving: &admin.Leaving{Repository: "/pub/x", Until: now.Add(time.Hour)}, Repository: &r})
+		if got := strings.Join(strings.Fields(b.String()), " "); !strings.Contains(got, want) || strings.Contains(got, "until 2026-") != strings.Contains(want, "until") {
+			t.Errorf("%q is not in\n%s", want, b.String())
+		}
+	}
+}
+
+// TestNumbersStay: a line is not broken between a number and what it counts.
+func TestNumbersStay(t *testing.T) {
+	for n := range columns {
+		var b strings.Builder
+		paragraph(&b, strings.Repeat("x", n)+" ", "a 0 bytes b (66.7 %%) c, 17. End")
+		if got := b.String(); !strings.Contains(got, "0 bytes") || !strings.Contains(got, "(66.7 %)") || !strings.Contains(strings.Join(strings.Fields(got), " "), "c, 17. End") {
+			t.Errorf("%d:\n%s", n, got)
 		}
 	}
 }

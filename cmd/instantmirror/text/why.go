@@ -16,6 +16,14 @@ func Why(out io.Writer, now time.Time, w *admin.Why) {
 		paragraph(out, fmt.Sprintf("  %-12s", what), format, args...)
 	}
 	fmt.Fprintln(out, w.Path)
+	if w.Profile == "" {
+		say("profile", "none: no enabled profile serves it")
+		if w.Stored != nil {
+			say("stored", "yes, and not served: %s bytes of %s", Digits(w.Stored.Size), w.Stored.ModTime.UTC().Format(time.RFC1123))
+		}
+		printJournal(w, say)
+		return
+	}
 	say("profile", "%s", w.Profile)
 	if w.Tree != "" {
 		layout := "found by its repodata/"
@@ -54,7 +62,16 @@ func Why(out io.Writer, now time.Time, w *admin.Why) {
 		say("expected", "%s", w.Expected)
 	}
 	if l := w.Leaving; l != nil {
-		say("leaving", "%s until %s: generation %s does not name it any more, %s did: %s", l.Repository, stamp(now, l.Until), l.To, l.From, expected(l.Size, l.Sum))
+		until := "until " + stamp(now, l.Until)
+		if r := w.Repository; r != nil && "/"+r.Root == l.Repository {
+			switch {
+			case r.Veto != nil:
+				until = "kept by the veto"
+			case !r.Gone.IsZero():
+				until = "kept, for upstream has the repository no more"
+			}
+		}
+		say("leaving", "%s, %s: generation %s does not name it any more, %s did: %s", l.Repository, until, l.To, l.From, expected(l.Size, l.Sum))
 	}
 	if !w.Used.IsZero() {
 		say("last use", "%s", ago(now, w.Used))
@@ -66,6 +83,10 @@ func Why(out io.Writer, now time.Time, w *admin.Why) {
 	if w.Below > 0 {
 		say("below", "%s", Count(int64(w.Below), "repository"))
 	}
+	printJournal(w, say)
+}
+
+func printJournal(w *admin.Why, say func(what, format string, args ...any)) {
 	for i, e := range w.Journal {
 		what := "journal"
 		if i > 0 {
@@ -75,7 +96,10 @@ func Why(out io.Writer, now time.Time, w *admin.Why) {
 		if e.From != "" || e.To != "" {
 			line += fmt.Sprintf(", generation %s → %s", cmp.Or(e.From, "none"), cmp.Or(e.To, "none"))
 		}
-		if e.Rule != "" {
+		switch {
+		case strings.HasPrefix(e.Rule, "prune: "):
+			line += ", " + e.Rule
+		case e.Rule != "":
 			line += ", rule " + e.Rule
 		}
 		if e.Size > 0 {
