@@ -371,7 +371,9 @@ func TestRepairSigned(t *testing.T) {
 	profileFile(t, w.dir, "one", profileText("one", w.up.URL+"/x", "keys: ["+key+"]"))
 	w.config = configFile(t, w.dir, "")
 	w.daemon = serve(t, w.dir)
-	w.get("/repodata/repomd.xml")
+	if status, _, _ := w.daemon.get(tree + "/repodata/repomd.xml"); status != 200 { // the monitor fetches what must be signed
+		t.Fatal(status)
+	}
 	w.want(0, "refresh", []string{tree}, "unchanged")
 	w.want(0, "status", nil, "mirrortest@example.org")
 	const asc = "pub/one/os/repodata/repomd.xml.asc"

@@ -114,7 +114,7 @@ func TestWelcome(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
-	for _, part := range []string{"/pub/one/", "/-/repo/one.repo", "FAILS http://127.0.0.1:9/x: ", "connection refused", "No upstream can be reached"} {
+	for _, part := range []string{"/pub/one/", "/-/repo/one.repo", "instantmirror status --root " + dir + "/mirror\n", "FAILS http://127.0.0.1:9/x: ", "connection refused", "No upstream can be reached"} {
 		if !strings.Contains(got.String(), part) {
 			t.Errorf("%q is not in\n%s", part, got.String())
 		}

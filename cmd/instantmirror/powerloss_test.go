@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -37,7 +38,8 @@ type diskNode struct {
 	mode      os.FileMode
 	safeMode  os.FileMode
 
-	born *sysCall // by which a file was begun
+	born  *sysCall // by which a file was begun
+	mtime int64    // that it was given, Unix seconds
 }
 
 func newDir() *diskNode {
@@ -62,6 +64,9 @@ func (d *crashDisk) find(path string) *diskNode {
 	}
 	return n
 }
+
+// stampOf finds the modification time in the arguments of utimensat: the last one.
+var stampOf = regexp.MustCompile(`.*tv_sec=(\d+)`)
 
 // begin notes that a call has begun: an fsync is about what is there now.
 func (d *crashDisk) begin(c *sysCall) {
@@ -121,6 +126,9 @@ func (d *crashDisk) end(c *sysCall) {
 	case c.name == "utimensat":
 		if n := d.find(c.at(0)); n != nil {
 			n.stamped = true
+			if m := stampOf.FindStringSubmatch(strings.Join(c.args, " ")); m != nil {
+				fmt.Sscan(m[1], &n.mtime)
+			}
 		}
 	case c.name == "mkdirat":
 		if c.at(0) != d.dir {
@@ -171,6 +179,7 @@ type traceRecord struct {
 	calls []*sysCall // those on the root that took effect
 	dir   string     // the root
 	fates map[*sysCall]fate
+	kept  map[string][]byte // private files that are gone at its end
 }
 
 // fate is where a file came to stand, and how many stood there before it.
@@ -203,7 +212,7 @@ func (r *traceRecord) replay(last int, after func(at int, d *crashDisk)) *crashD
 			continue
 		}
 		if strings.HasPrefix(e.c.name, "rename") {
-			if n, to := d.find(e.c.at(0)), e.c.at(2); n != nil {
+			if n, to := d.find(e.c.at(0)), e.c.at(2); n != nil && last == math.MaxInt {
 				r.fates[n.born] = fate{to, commits[to]}
 				commits[to]++
 			}
@@ -283,7 +292,7 @@ func (w *crashWorld) record() (*traceRecord, []string) {
 	w.t.Helper()
 	paths := w.stage("a")
 	d := w.daemon()
-	log := d.traced("-e", fileCalls, "--seccomp-bpf")
+	log := d.traced("-e", fileCalls, "-e", "abbrev=!utimensat", "--seccomp-bpf")
 	d.begin()
 	w.load(d.url, paths)()
 	w.settle("the record")
@@ -335,6 +344,9 @@ func (r *traceRecord) order(t *testing.T, want int) {
 				what = c.fd(0)
 			case "utimensat", "openat":
 				what = c.at(0)
+			}
+			if strings.HasPrefix(c.name, "rename") && c.at(2) == from { // into a bundle
+				from = c.at(0)
 			}
 			if what != from {
 				continue
@@ -395,8 +407,17 @@ func (w *crashWorld) whole(r *traceRecord, n *diskNode) (c fileContent, ok bool)
 		return fileContent{}, false
 	}
 	rel, _ := filepath.Rel(r.dir, f.path)
-	if all := w.truth[rel]; f.nth < len(all) {
+	all := w.truth[rel]
+	if f.nth < len(all) && all[f.nth].mtime.Unix() == n.mtime {
 		return all[f.nth], true
+	}
+	for _, c := range slices.Backward(all) { // one that was had more than once
+		if c.mtime.Unix() == n.mtime && len(c.body) == n.size {
+			return c, true
+		}
+	}
+	if body, ok := r.kept[f.path]; ok {
+		return fileContent{body: body}, true
 	}
 	body, err := os.ReadFile(f.path) // not of the tree
 	return fileContent{body: body}, err == nil

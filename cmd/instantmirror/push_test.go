@@ -214,15 +214,16 @@ func testPushEmptied(t *testing.T, _ map[string]string) {
 
 // testPushGrace: what vanished goes when its grace has ended, and only that; until then an archive is asked for it, too.
 func testPushGrace(t *testing.T, rpms map[string]string) {
-	w := newPushWorld(t, rpms, "expiry: [{match: '**', refresh: 1h, grace: 2h}]\narchives: [%s/old]")
+	w := newPushWorld(t, rpms, "expiry: [{match: '**', refresh: 1h, grace: 2h}]\narchives: [%s/wrong, %s/old]")
 	first := w.push(hello1, world1, extra1)
 	w.newMachine(t).dnf("install", "hello", "world")
 	old := w.newMachine(t)
 	old.dnf("makecache")
 	w.refresh("unchanged")
 	w.up.PutDir("old/os", first)
+	w.up.Put("wrong/os/Packages/"+filepath.Base(rpms[extra1]), []byte("what extra-1 never was"))
 	w.pushed(hello1)
-	old.dnf("install", "extra") // neither here nor upstream
+	old.dnf("install", "extra") // neither here nor upstream; what it was is known
 	old.has(extra1)
 	w.holds(hello1, world1, extra1)
 	w.stop()
@@ -296,7 +297,7 @@ func testPushSigned(t *testing.T, rpms map[string]string) {
 			old.dnf("install", "hello")
 			old.has(hello1)
 			w.refresh("unchanged")
-			for i, push := range [][]string{{hello1, world1}, {hello2, world1}, {hello2}} {
+			for i, push := range [][]string{{hello1, world1}, {hello2}} {
 				w.pushed(push...)
 				old.refreshed(push...)
 				fresh := w.newMachine(t, check...)
@@ -321,7 +322,7 @@ func testPushSigned(t *testing.T, rpms map[string]string) {
 			for _, bad := range []func(string){other, nil} {
 				w.sign = bad
 				w.push(hello1, extra1)
-				w.refresh("failed")
+				w.refresh("refused")
 				if _, now, _ := w.get(pushPath + "/repodata/repomd.xml"); now != string(served) {
 					t.Error("an unsigned repomd.xml was published")
 				}

@@ -377,7 +377,7 @@ func gpgKey(t *testing.T) (public string, sign func(file string)) {
 		_ = exec.Command("gpgconf", "--homedir", home, "--kill", "gpg-agent").Run()
 		os.RemoveAll(home)
 	})
-	gpg("--quick-gen-key", "push@example.org", "rsa2048", "sign", "never")
+	gpg("--quick-gen-key", "push@example.org", "ed25519", "sign", "never")
 	public = filepath.Join(home, "public.asc")
 	gpg("--armor", "--output", public, "--export")
 	return public, func(file string) { t.Helper(); gpg("--detach-sign", "--armor", "--output", file+".asc", file) }

@@ -138,7 +138,7 @@ type Why struct {
 	Says     []Says    `json:"says,omitempty"`     // who says so
 	Stored   *Stored   `json:"stored,omitempty"`
 	Leaving  *Leaving  `json:"leaving,omitempty"`
-	Used     time.Time `json:"used,omitzero"` // last, to the hour
+	Used     time.Time `json:"used,omitzero"` // last
 
 	Repository *monitor.Repository `json:"repository,omitempty"` // that the path belongs to
 	Below      int                 `json:"below,omitempty"`      // repositories below a directory

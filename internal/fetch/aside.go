@@ -62,7 +62,7 @@ func (f *flight) beside(off, end int64) *aside {
 	}
 	f.asides[[2]int64{off, end}] = a
 	f.refs++
-	f.group.wg.Go(func() {
+	f.group.begin(func() {
 		a.spool.Finish(f.fetchAside(a))
 		f.group.leave(f)
 	})

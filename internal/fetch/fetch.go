@@ -102,11 +102,12 @@ type Group struct {
 	store  *store.Store
 	report func(Result)
 	doubts doubts
-	wg     sync.WaitGroup
 	// assumed is assumedRate. Tests, whose files are small, set it.
 	assumed int64
 
-	mu      sync.Mutex // map operations only
+	running int           // goroutines, under mu
+	idle    chan struct{} // closed when the last of them has ended; nil while there is none; under mu
+	mu      sync.Mutex    // map operations only
 	flights map[key]*flight
 }
 
@@ -115,8 +116,34 @@ func New(ctx context.Context, s *store.Store, report func(Result)) *Group {
 	return &Group{ctx: ctx, store: s, report: report, flights: make(map[key]*flight), assumed: assumedRate}
 }
 
-// Wait returns when all flights have ended. No Join may follow.
-func (g *Group) Wait() { g.wg.Wait() }
+// Wait returns when no flight is under way.
+func (g *Group) Wait() {
+	for {
+		g.mu.Lock()
+		idle := g.idle
+		g.mu.Unlock()
+		if idle == nil {
+			return
+		}
+		<-idle
+	}
+}
+
+// begin runs f in a goroutine that Wait waits for. The caller holds g.mu.
+func (g *Group) begin(f func()) {
+	if g.running++; g.idle == nil {
+		g.idle = make(chan struct{})
+	}
+	go func() {
+		f()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.running--; g.running == 0 {
+			close(g.idle)
+			g.idle = nil
+		}
+	}()
+}
 
 // flight is one shared download in progress.
 type flight struct {
@@ -168,7 +195,7 @@ func (g *Group) Join(job Job) (fo *Follower, joined bool) {
 			f.end(errBusy)
 		} else {
 			g.flights[job.key()] = f
-			g.wg.Go(f.run)
+			g.begin(f.run)
 		}
 	}
 	f.refs++

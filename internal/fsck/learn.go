@@ -38,8 +38,8 @@ func (c *checker) learn(ctx context.Context) error {
 		at := len(c.docs) - 1
 		for _, rec := range md.Records {
 			p, external, err := repodata.Join(r.path, rec.Base, rec.Href)
-			if err != nil || external {
-				continue // whatever it is, it does not stand here
+			if at, _, ok := inRepodata(p); err != nil || external || !ok || at != r.path || path.Base(p) == "repomd.xml" {
+				continue // whatever it is, it does not stand here, or this repository has no say in it
 			}
 			named[p] = true
 			if err := c.names.add(c.docs, p, want{at, rec.Size, rec.Sum}); err != nil {

@@ -229,44 +229,65 @@ func TestOutermost(t *testing.T) {
 	}
 }
 
+// TestUses: a use is known to the second while we run, costs two writes an hour at most, and outlives the process.
 func TestUses(t *testing.T) {
 	dir := t.TempDir()
 	x := reopen(t, dir)
-	if u := x.Used("a"); !u.IsZero() {
-		t.Errorf("used at %v", u)
-	}
-	x.Use("a")
-	for range 3 {
-		if u := x.Used("a"); time.Since(u) > 2*time.Hour || u.IsZero() {
-			t.Errorf("used at %v", u)
+	used := func(want int64) {
+		t.Helper()
+		if got := x.Used("a"); got.Unix() != want && !(want == 0 && got.IsZero()) {
+			t.Errorf("used at %v, want %v", got, time.Unix(want, 0))
 		}
+	}
+	writes := func(want int) {
+		t.Helper()
+		if got := len(x.uses.batch()); got != want {
+			t.Errorf("%d uses are to be written, want %d", got, want)
+		}
+	}
+	flush := func() {
+		t.Helper()
 		if err := x.flush(); err != nil {
 			t.Fatal(err)
 		}
-		x.Use("a")
-		if b := x.uses.batch(); len(b) > 0 {
-			t.Error("a second use in the hour is written")
-		}
 	}
-	x.uses.note("a", time.Now().Unix()/useGrain+5)
-	if len(x.uses.batch()) != 1 {
-		t.Error("a use in another hour is not written")
+	const hour = 500_000 * useGrain
+	used(0)
+	x.uses.note("a", hour+10)
+	used(hour + 10)
+	flush()
+	for i := range int64(3) {
+		x.uses.note("a", hour+20+i)
+		used(hour + 20 + i)
+		writes(0)
 	}
-	if err := x.flush(); err != nil {
-		t.Fatal(err)
-	}
+	x.uses.note("b", hour+useGrain+1) // the next hour
+	used(hour + 22)
+	flush()
+	writes(0)
+	used(hour + 22)
 	x.Close()
 	x = reopen(t, dir)
 	defer x.Close()
-	if u := x.Used("a"); time.Until(u) < 3*time.Hour {
-		t.Errorf("after reopening: used at %v", u)
+	used(hour + 22)
+	x.UseAt("a", time.Unix(hour+99, 0))
+	x.UseAt("a", time.Unix(hour+50, 0)) // what is known stays
+	used(hour + 99)
+	x.Use("a")
+	if got := x.Used("a"); time.Since(got) > time.Minute {
+		t.Errorf("used at %v", got)
 	}
 	if err := x.ForgetUse("a"); err != nil {
 		t.Fatal(err)
 	}
-	if u := x.Used("a"); !u.IsZero() {
-		t.Errorf("forgotten, but used at %v", u)
+	used(0)
+	for i := range maxUses + 10 {
+		x.uses.note(fmt.Sprint(i), hour*2)
 	}
+	if n := len(x.uses.m); n > maxUses {
+		t.Errorf("%d uses are kept", n)
+	}
+	x.uses.m = nil
 }
 
 func TestFresh(t *testing.T) {
@@ -279,8 +300,8 @@ func TestFresh(t *testing.T) {
 		x.Close()
 		x = reopen(t, dir)
 	}
-	if err := x.Complete(); err != nil {
-		t.Fatal(err)
+	if err := x.Complete(); err != nil || x.Fresh() {
+		t.Fatal(x.Fresh(), err)
 	}
 	x.Close()
 	x = reopen(t, dir)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -30,7 +31,7 @@ const (
 
 var (
 	beliefs  = []byte("beliefs 1")  // path → JSON of a Belief
-	used     = []byte("used 1")     // path → hour of its last use
+	used     = []byte("used 1")     // path → Unix time of its last use
 	complete = []byte("complete 1") // holds its own name once the tree was looked at
 )
 
@@ -59,7 +60,7 @@ type Index struct {
 	repoMu sync.Mutex
 
 	uses  uses
-	fresh bool // it was begun anew: what the tree holds is not known yet
+	fresh atomic.Bool // it was begun anew: what the tree holds is not known yet
 }
 
 // Open opens the index in the directory dir, making both if need be. A damaged file is put aside as index.db.bad
@@ -100,7 +101,7 @@ func open(file string) (*Index, error) {
 					return err
 				}
 			}
-			x.fresh = tx.Bucket(complete).Get(complete) == nil
+			x.fresh.Store(tx.Bucket(complete).Get(complete) == nil)
 			return nil
 		})
 		return errors.Join(err, x.loadRepos())
@@ -182,17 +183,21 @@ func (x *Index) Drop(paths ...string) {
 
 // Fresh reports whether the index was begun anew, because it was lost or never there, and Complete not been called since:
 // what stands in the tree has to be looked at.
-func (x *Index) Fresh() bool { return x.fresh }
+func (x *Index) Fresh() bool { return x.fresh.Load() }
 
 // Incomplete remembers that the tree has to be looked at.
 func (x *Index) Incomplete() error {
-	x.fresh = true
+	x.fresh.Store(true)
 	return x.update(func(tx *bbolt.Tx) error { return tx.Bucket(complete).Delete(complete) })
 }
 
 // Complete remembers that the tree was looked at.
 func (x *Index) Complete() error {
-	return x.update(func(tx *bbolt.Tx) error { return tx.Bucket(complete).Put(complete, []byte{}) })
+	err := x.update(func(tx *bbolt.Tx) error { return tx.Bucket(complete).Put(complete, []byte{}) })
+	if err == nil {
+		x.fresh.Store(false)
+	}
+	return err
 }
 
 // Run flushes what was put, until ctx ends. A flush that fails is reported, once until one succeeds, and tried

@@ -92,6 +92,18 @@ func (r *Repo) current() bool {
 // Known reports whether the packages of the generation in force are known, as far as they can be.
 func (r *Repo) Known() bool { return r.Records[r.Primary].Sum.IsZero() || r.current() }
 
+// Gaps reports whether the packages of any repository are not known: it might name what lies outside of the others.
+func (x *Index) Gaps() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, r := range x.repos {
+		if !r.Known() {
+			return true
+		}
+	}
+	return false
+}
+
 // loadRepos reads all repositories into memory.
 func (x *Index) loadRepos() error {
 	x.repos, x.places = make(map[string]*Repo), make(map[string][]string)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -158,7 +159,15 @@ func (m *Mirror) markOutdated(ctx context.Context, root string) error {
 			return err
 		}
 	}
+	if !packagesKnown(repo) {
+		return nil // what is known is of another generation
+	}
 	return m.index.EachPackage(root, look)
+}
+
+// packagesKnown reports whether the packages that are known are those of the generation in force.
+func packagesKnown(r *index.Repo) bool {
+	return !r.Packages.IsZero() && r.Packages == r.Records[r.Primary].Sum
 }
 
 // Settle compares every stored file that the generation in force of the repository at root names with it, and deletes what
@@ -272,7 +281,7 @@ func (m *Mirror) Expire(ctx context.Context, root, rule string) (n int, next tim
 			}
 			return nil
 		}
-		if says, complete := m.index.Says(l.Path); len(says) == 0 && !complete {
+		if says, complete := m.index.Says(l.Path); len(says) == 0 && (!complete || !strings.HasPrefix(l.Path, root+"/") && root != "" && m.index.Gaps()) {
 			if again := now.Add(time.Hour); next.IsZero() || again.Before(next) {
 				next = again // a repository may name it whose packages are not known
 			}

@@ -115,8 +115,11 @@ func (m *Mirror) meet(ctx context.Context, t site.Target) error {
 	if !ok || m.watcher == nil || t.Action != site.Store {
 		return nil
 	}
-	if _, known := m.index.Repo(root); !known && t.Profile.Keys == nil {
+	if _, known := m.index.Repo(root); !known && t.Profile.Keys == nil || m.flights.Underway(t.Path) {
 		return nil
+	}
+	if _, err := m.store.Stat(t.Path); err == nil && !m.outdated.has(t.Path) {
+		return fetch.ErrCurrent // it has just come
 	}
 	if err := m.watcher.Meet(ctx, root); err != nil {
 		return err

@@ -163,7 +163,10 @@ func (m *Mirror) Recover(ctx context.Context) error {
 		if now, ok := m.index.Repo(n.Root); ok && !now.Pointer.Sum.IsZero() && now.Pointer.Sum == n.Next.Pointer.Sum {
 			n.Next, n.Staged = *now, nil // in force already
 		} else if n.Staged != nil && !m.index.Has(n.Root, n.Staged) {
-			n.Staged = nil // the index was lost: primary will be read again
+			n.Staged = nil // the index was lost, or is an older one: the tree has to be looked at
+			if err := m.index.Incomplete(); err != nil {
+				return err
+			}
 		}
 		one := &publishing{bundle: b, note: n}
 		if err := m.putInForce(one); err != nil { // it may stand in the tree by half: it can't be thrown away
@@ -192,7 +195,7 @@ func (m *Mirror) Recover(ctx context.Context) error {
 		if err := m.markOutdated(ctx, root); err != nil {
 			return err
 		}
-		if repo, _ = m.index.Repo(root); repo == nil || repo.Packages.IsZero() || repo.Packages != repo.Records[repo.Primary].Sum {
+		if !packagesKnown(repo) {
 			continue // it stays unjudged until its primary has been read
 		}
 		if err := m.settle(ctx, root, nil); err != nil {

@@ -141,7 +141,11 @@ func (m *Monitor) Swap(t *site.Table) {
 }
 
 // Wait returns when all looks have ended. None may begin any more.
-func (m *Monitor) Wait() { m.wg.Wait() }
+func (m *Monitor) Wait() {
+	m.mu.Lock()   // whoever was about to begin one has done so, or sees that the daemon ends
+	m.mu.Unlock() //nolint:staticcheck // nothing is to be done under it
+	m.wg.Wait()
+}
 
 func (m *Monitor) poke() {
 	select {
@@ -448,7 +452,7 @@ type Repository struct {
 	Origin     string      `json:"origin"`    // of its pointer
 	Signed     string      `json:"signed,omitempty"`
 	Checked    time.Time   `json:"checked,omitzero"` // when it was last found current
-	Used       time.Time   `json:"used,omitzero"`    // when a client last asked for it, to the hour
+	Used       time.Time   `json:"used,omitzero"`    // when a client last asked for it
 	State      string      `json:"state"`            // "watched", "asleep", "never polled", "not routed"
 	Next       time.Time   `json:"next,omitzero"`    // when it is looked at next
 	Last       Result      `json:"last,omitzero"`

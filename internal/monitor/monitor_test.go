@@ -31,6 +31,7 @@ func TestGenerations(t *testing.T) {
 	for _, name := range []string{"kept", "gone", "signed"} {
 		w.want("os/"+pkg(name), one.Files()[pkg(name)].Body)
 	}
+	w.idle() // all are stored
 	w.sound()
 
 	// Nothing changes: one conditional request.
@@ -131,13 +132,13 @@ func TestVeto(t *testing.T) {
 	for i := range 60 {
 		names = append(names, "p"+string(rune('a'+i/26))+string(rune('a'+i%26)))
 	}
-	full := repo(at(0), names...)
+	full := repo(at(0), names...).Files()
 	for _, origin := range []string{"a/os", "b/os"} {
-		w.push(origin, full.Files())
+		w.push(origin, full)
 	}
 	w.meet("os")
 	for _, n := range names {
-		w.want("os/"+pkg(n), full.Files()[pkg(n)].Body)
+		w.want("os/"+pkg(n), full[pkg(n)].Body)
 	}
 	empty := repo(at(24), names[0]+"=resigned")
 	w.push("a/os", empty.Files())
@@ -151,7 +152,7 @@ func TestVeto(t *testing.T) {
 	if n := w.expire("os"); n != 0 {
 		t.Errorf("%d files went in spite of the veto", n)
 	}
-	w.want("os/"+pkg(names[1]), full.Files()[pkg(names[1])].Body)
+	w.want("os/"+pkg(names[1]), full[pkg(names[1])].Body)
 	w.want("os/"+pkg(names[0]), empty.Files()[pkg(names[0])].Body) // not the old one, which is still here
 	w.is(w.look("os"), unchanged)
 	if r, _ := w.monitor.Repository(base + "os"); r.Veto == nil {

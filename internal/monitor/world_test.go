@@ -34,6 +34,7 @@ type world struct {
 	up      *mirrortest.Upstream
 	dir     string // of root and state
 	profile string // the profile's text
+	beside  string // that of a second one, by another name; empty: there is none
 
 	store   *store.Store
 	index   *index.Index
@@ -46,6 +47,7 @@ type world struct {
 
 	mu     sync.Mutex
 	events []Event
+	said   []error                               // what the mirror reported
 	pushed map[string]map[string]mirrortest.File // by prefix: what is there
 }
 
@@ -82,7 +84,15 @@ func (w *world) route() {
 	if err := os.WriteFile(file, []byte(w.profile), 0o644); err != nil {
 		w.t.Fatal(err)
 	}
-	ps, err := profile.Load(nil, nil, []string{file})
+	list := []string{file}
+	if w.beside != "" {
+		second := filepath.Join(w.dir, "beside.yaml")
+		if err := os.WriteFile(second, []byte(w.beside), 0o644); err != nil {
+			w.t.Fatal(err)
+		}
+		list = append(list, second)
+	}
+	ps, err := profile.Load(nil, nil, list)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -115,7 +125,12 @@ func (w *world) begin() {
 	fatal()
 	ctx, cancel := context.WithCancel(context.Background())
 	w.flights = fetch.New(ctx, w.store, func(fetch.Result) {})
-	w.mirror = mirror.New(w.store, w.index, w.flights, w.journal, func(err error) { w.t.Log(err) })
+	w.mirror = mirror.New(w.store, w.index, w.flights, w.journal, func(err error) {
+		w.t.Log(err)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.said = append(w.said, err)
+	})
 	w.monitor = New(ctx, w.mirror, w.index, w.store, w.flights, w.table, func(e Event) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -158,8 +173,11 @@ func (w *world) push(prefix string, files map[string]mirrortest.File) {
 }
 
 // get is a client's request: the whole body.
-func (w *world) get(name string) ([]byte, error) {
-	t, err := w.table.Resolve("localhost", "/"+base+name)
+func (w *world) get(name string) ([]byte, error) { return w.getAt(base + name) }
+
+// getAt is get for any path.
+func (w *world) getAt(name string) ([]byte, error) {
+	t, err := w.table.Resolve("localhost", "/"+name)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +280,11 @@ func (w *world) force(repo string) Result {
 func (w *world) is(r Result, what string) {
 	w.t.Helper()
 	if r.What != what {
-		w.t.Fatalf("%s (%v), want %s; upstream saw\n%s", r.What, r.Err, what, w.up.Log())
+		seen := ""
+		if w.up != nil {
+			seen = "; upstream saw\n" + w.up.Log()
+		}
+		w.t.Fatalf("%s (%v), want %s%s", r.What, r.Err, what, seen)
 	}
 }
 

@@ -45,7 +45,7 @@ type Event struct {
 	Dir   string    // below which room was short last; "" the tree
 	Files int       // that went since the last Event that said so
 	Bytes int64     // of them
-	Used  time.Time // when the one of them that was used last was, to the hour; zero: unknown
+	Used  time.Time // when the one of them that was used last was; zero: unknown
 	Err   error     // what went wrong, or why nothing more can go
 }
 
