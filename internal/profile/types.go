@@ -49,7 +49,7 @@ type Profile struct {
 	Expiry    []*Expiry  `yaml:"expiry" merge:"front" max:"500" doc:"How long what is stored is believed; first match wins. Default: refresh 1h."`
 	Content   []*Content `yaml:"content" merge:"front" max:"500" doc:"What is mirrored; first match wins. Default: store."`
 	Limits    Limits     `yaml:"limits" doc:"Bounds on what this profile uses."`
-	Keys      []string   `yaml:"keys" is:"key file" doc:"Files of the OpenPGP public keys, armoured or not, that check repomd.xml.asc and imported packages. Default: none, and nothing is checked by signature."`
+	Keys      []string   `yaml:"keys" is:"key file" doc:"Files of the OpenPGP public keys, armoured or not, that check repomd.xml.asc. Default: none, and nothing is checked by signature."`
 	Poll      string     `yaml:"poll" is:"used|always" def:"used" doc:"used: a pointer that no client asked for within idle is not polled until one does. always: what was stored once is polled for ever, for trees that others read from the disk (NFS, rsync, httpd), unseen by us."`
 }
 
