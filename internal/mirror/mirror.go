@@ -142,9 +142,9 @@ func (m *Mirror) open(ctx context.Context, t site.Target, miss missFunc) (*Answe
 	case err != nil:
 		return nil, err
 	}
+	m.index.Use(t.Path) // before anybody looks whether it is in use
 	c, due, valid := m.judgeStored(t, file)
 	if valid {
-		m.index.Use(t.Path)
 		a := stored(t, file)
 		a.hasTTL, a.TTL = !due.IsZero(), time.Until(due)
 		return a, nil
@@ -154,9 +154,6 @@ func (m *Mirror) open(ctx context.Context, t site.Target, miss missFunc) (*Answe
 		revalidate = m.look
 	}
 	a, err := revalidate(ctx, t, file, c)
-	if a != nil {
-		m.index.Use(t.Path)
-	}
 	if a == nil || a.file != file {
 		file.Close()
 	}

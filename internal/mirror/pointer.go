@@ -121,6 +121,7 @@ func (m *Mirror) meet(ctx context.Context, t site.Target) error {
 	if _, err := m.store.Stat(t.Path); err == nil && !m.outdated.has(t.Path) {
 		return fetch.ErrCurrent // it has just come
 	}
+	m.index.Use(t.Path)
 	if err := m.watcher.Meet(ctx, root); err != nil {
 		return err
 	}

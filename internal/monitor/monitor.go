@@ -89,6 +89,7 @@ type watch struct {
 
 	begun, ended time.Time // of the last look
 	next         time.Time // when the next is due; zero: not scheduled
+	placed       bool      // next is right: a sleeping one stays so until a client has it looked at
 	expire       time.Time // when the first file's grace ends; zero: none's
 	swept        bool      // expire was set at least once
 	failures     int       // in a row
@@ -134,7 +135,7 @@ func (m *Monitor) Swap(t *site.Table) {
 	m.table.Store(t)
 	m.mu.Lock()
 	for _, w := range m.watches {
-		w.next = time.Time{}
+		w.placed = false
 	}
 	m.mu.Unlock()
 	m.poke()
@@ -268,7 +269,7 @@ func (m *Monitor) begin(w *watch, force, scheduled bool) *look {
 		if scheduled {
 			m.looking--
 		}
-		w.next = m.after(w)
+		w.placed, w.next = true, m.after(w)
 		w.expire = time.Now() // whatever changed, see what is left to do
 
 		if w.met != nil && m.ctx.Err() == nil { // it came while we looked
@@ -337,8 +338,8 @@ func (m *Monitor) startDue(ctx context.Context) time.Duration {
 		if w.look != nil {
 			continue
 		}
-		if w.next.IsZero() && w.ended.IsZero() || w.next.IsZero() && m.awake(w) {
-			w.next = m.after(w)
+		if !w.placed {
+			w.placed, w.next = true, m.after(w)
 		}
 		if !w.swept { // what left before we came
 			w.swept, w.expire = true, now

@@ -26,12 +26,12 @@ func (m *Monitor) Rebuild(ctx context.Context) (n int, err error) {
 			return ctx.Err()
 		}
 		n++
+		m.index.UseAt(t.Path, m.index.Used(t.Path)) // whether it is in use is not known: it counts as used now
 		m.mirror.Relearn(t)
 		if _, ok := m.index.Repo(root); !ok {
 			failed = append(failed, fmt.Errorf("%s can't be read", i.Path))
 			return nil
 		}
-		m.index.UseAt(t.Path, m.index.Used(t.Path)) // whether it is in use is not known: it counts as used now
 		m.poke()
 		roots = append(roots, root)
 		return nil
