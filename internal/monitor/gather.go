@@ -120,7 +120,7 @@ func (v *visit) overtaken(ctx context.Context, c *candidate) (*candidate, error)
 
 // near asks for rel where beside came from; with a known answer of rel's, only whether it has changed.
 func (v *visit) near(ctx context.Context, beside *upstream.Response, rel string, known *upstream.Response) (*upstream.Response, error) {
-	req := upstream.Request{Method: http.MethodGet, Path: rel, Near: beside.Final}
+	req := upstream.Request{Method: http.MethodGet, Path: rel, Near: beside.Final, Insist: v.insist}
 	if known != nil {
 		req.ETag, req.ETagOrigin, req.LastModified = known.ETag, known.Origin, known.LastModified
 	}
@@ -217,7 +217,7 @@ func (v *visit) fetch(ctx context.Context, p string, rec index.Record, b *store.
 	}
 	want := digest.Known(rec.Size, rec.Sum)
 	flight, _ := v.m.flights.Join(fetch.Job{
-		Path: p, Order: t.Profile.Origins(t.Rel), Request: upstream.Request{Method: http.MethodGet, Path: t.Rel},
+		Path: p, Order: t.Profile.Origins(t.Rel), Request: upstream.Request{Method: http.MethodGet, Path: t.Rel, Insist: v.insist},
 		Keep: true, Stage: b, Expect: func() digest.Expectation { return want },
 		Time: func() time.Time { return timeOf(rec.Named) },
 	})

@@ -60,7 +60,7 @@ func (r *refusal) Unwrap() error { return r.err }
 
 // lookAt looks at w, publishes what has changed, and says how it went. With met, who had the pointer a moment ago, nobody is
 // asked for that again.
-func (m *Monitor) lookAt(ctx context.Context, w *watch, met *met, force bool) Result {
+func (m *Monitor) lookAt(ctx context.Context, w *watch, met *met, how manner) Result {
 	begun := time.Now()
 	t, err := mirror.PointerOf(m.table.Load(), w.root)
 	if err != nil {
@@ -72,7 +72,7 @@ func (m *Monitor) lookAt(ctx context.Context, w *watch, met *met, force bool) Re
 	if _, ok := m.index.Repo(w.root); !ok { // what is here decides what is newer, also when the index was lost
 		m.mirror.Relearn(t)
 	}
-	v := &visit{m: m, w: w, t: t, force: force, begun: begun}
+	v := &visit{m: m, w: w, t: t, manner: how, begun: begun}
 	what := Failed
 	if err = v.finish(ctx); err == nil { // until that is done, nothing else can be
 		what, err = v.look(ctx, met)
@@ -114,10 +114,8 @@ type visit struct {
 	m     *Monitor
 	w     *watch
 	t     site.Target // of the pointer
-	force bool
 	begun time.Time
-	// insist says that somebody waits for the answer of origins that are in back-off, too.
-	insist bool
+	manner
 
 	host     string             // who answered last
 	refused  []*refusal         // in this look

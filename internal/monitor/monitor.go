@@ -110,6 +110,13 @@ type look struct {
 	done  chan struct{} // closed when it has ended
 }
 
+// manner is how a look is done.
+type manner struct {
+	force     bool // an older generation is taken, too, and one that removes much
+	insist    bool // origins that are in back-off are asked, too: somebody wants to know it now
+	scheduled bool // nobody waits for it
+}
+
 // Result is how a look ended.
 type Result struct {
 	At      time.Time `json:"at"`
@@ -179,7 +186,7 @@ func (m *Monitor) Look(root string) (begun time.Time, done <-chan struct{}) {
 	if w.look == nil && time.Since(w.ended) < m.gapOf(w) {
 		return w.begun, closed
 	}
-	l := m.begin(w, false, false)
+	l := m.begin(w, manner{})
 	return l.begun, l.done
 }
 
@@ -211,7 +218,7 @@ func (m *Monitor) Meet(ctx context.Context, root string) error {
 		defer m.mu.Unlock()
 		return w.result.Err
 	}
-	l := m.begin(w, false, false)
+	l := m.begin(w, manner{})
 	m.mu.Unlock()
 	select {
 	case <-l.done:
@@ -231,7 +238,7 @@ func (m *Monitor) Met(root string, from fetch.Head) {
 	w.met = &met{sum: from.Sum, resp: &upstream.Response{
 		Status: http.StatusNotModified, Origin: from.Origin, Configured: from.Configured, Final: from.Final, ETag: from.ETag, LastModified: from.LastModified,
 	}}
-	m.begin(w, false, false)
+	m.begin(w, manner{})
 }
 
 // meetAgain makes another look follow the one at w that is under way, which does what first contact left to do.
@@ -242,7 +249,7 @@ func (m *Monitor) meetAgain(w *watch, who *met) {
 }
 
 // begin begins a look at w, unless one is under way. The caller holds m.mu.
-func (m *Monitor) begin(w *watch, force, scheduled bool) *look {
+func (m *Monitor) begin(w *watch, how manner) *look {
 	if w.look != nil {
 		return w.look
 	}
@@ -254,11 +261,11 @@ func (m *Monitor) begin(w *watch, force, scheduled bool) *look {
 	met := w.met
 	w.met = nil
 	w.look, w.begun = l, l.begun
-	if scheduled {
+	if how.scheduled {
 		m.looking++
 	}
 	m.wg.Go(func() {
-		r := m.lookAt(m.ctx, w, met, force)
+		r := m.lookAt(m.ctx, w, met, how)
 		m.mu.Lock()
 		w.look, w.ended, w.result = nil, time.Now(), r
 		if r.Err != nil && r.retry {
@@ -266,14 +273,14 @@ func (m *Monitor) begin(w *watch, force, scheduled bool) *look {
 		} else {
 			w.failures = 0
 		}
-		if scheduled {
+		if how.scheduled {
 			m.looking--
 		}
 		w.placed, w.next = true, m.after(w)
 		w.expire = time.Now() // whatever changed, see what is left to do
 
 		if w.met != nil && m.ctx.Err() == nil { // it came while we looked
-			m.begin(w, false, false)
+			m.begin(w, manner{})
 		}
 		m.mu.Unlock()
 		close(l.done)
@@ -292,7 +299,7 @@ func (m *Monitor) Refresh(ctx context.Context, root string, force bool) (Result,
 		if !joined {
 			w.met = nil // upstream is asked anyway
 		}
-		l := m.begin(w, force, false)
+		l := m.begin(w, manner{force: force, insist: true})
 		m.mu.Unlock()
 		select {
 		case <-l.done:
@@ -368,7 +375,7 @@ func (m *Monitor) startDue(ctx context.Context) time.Duration {
 			w.next = time.Time{}
 			continue
 		}
-		m.begin(w, false, true)
+		m.begin(w, manner{scheduled: true})
 	}
 	return max(sleep, time.Millisecond)
 }

@@ -508,3 +508,23 @@ func TestGrace(t *testing.T) {
 		}
 	})
 }
+
+// TestRefreshInsists: who says refresh gets upstream's word, also where that is in back-off for what it did a moment ago.
+func TestRefreshInsists(t *testing.T) {
+	inBubble(t, oneHost+"expiry: [{match: '**', refresh: 1h}]", func(b *bubble) {
+		a := b.hosts["a"]
+		a.put("os", repo(at(0), "x").Files())
+		b.meet("os")
+		a.set(func(h *host) { h.status = http.StatusServiceUnavailable })
+		for range 5 {
+			if r := b.look("os"); r.What != Failed {
+				t.Errorf("%+v", r)
+			}
+		}
+		a.set(func(h *host) { h.status = 0 })
+		a.put("os", repo(at(1), "x", "y").Files())
+		if r := b.look("os"); r.What != Published {
+			t.Errorf("%+v", r)
+		}
+	})
+}
