@@ -26,10 +26,10 @@ type killAt struct {
 
 // killRounds are the ends of rounds, by turns.
 var killRounds = []killAt{
-	{call: "fsync", from: 2, most: 5}, {}, {call: "/^renameat", from: 1, most: 4}, {free: true},
-	{call: "fsync", from: 3, most: 8}, {}, {call: "mkdirat", from: 3, most: 3}, {free: true},
-	{call: "/^renameat", from: 1, most: 8}, {}, {call: "fdatasync", from: 3, most: 8}, {free: true},
-	{call: "fsync", from: 2, most: 3}, {},
+	{call: "fsync", from: 4, most: 5}, {}, {call: "/^renameat", from: 2, most: 4}, {free: true},
+	{call: "fsync", from: 5, most: 8}, {}, {call: "mkdirat", from: 5, most: 3}, {free: true},
+	{call: "/^renameat", from: 2, most: 8}, {}, {call: "fdatasync", from: 5, most: 8}, {free: true},
+	{call: "fsync", from: 4, most: 3}, {},
 }
 
 // TestKill: SIGKILL at any moment under load costs at most the work in flight. INSTANTMIRROR_SOAK=1 makes 200 rounds.

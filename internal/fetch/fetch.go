@@ -209,6 +209,22 @@ func (g *Group) Underway(path string) bool {
 	return g.flights[key{path: path}] != nil
 }
 
+// Ended waits until the flight of path has ended, if there is one.
+func (g *Group) Ended(ctx context.Context, path string) error {
+	g.mu.Lock()
+	f := g.flights[key{path: path}]
+	g.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	select {
+	case <-f.ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // leave takes back one reference to f.
 func (g *Group) leave(f *flight) {
 	g.mu.Lock()

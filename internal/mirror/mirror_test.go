@@ -144,6 +144,7 @@ func (w *world) get(path string) (body, status string, err error) {
 	}
 	a, err := w.Open(w.t.Context(), target)
 	if err != nil {
+		w.flights.Wait()
 		return "", "", err
 	}
 	defer a.Close()

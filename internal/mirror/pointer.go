@@ -81,6 +81,9 @@ func (m *Mirror) companion(ctx context.Context, t site.Target) error {
 		return nil
 	}
 	absent := &AbsentError{Path: t.Path, Remembered: true}
+	if err := m.flights.Ended(ctx, pointerOf(root)); err != nil { // whose end begins the look for its companions
+		return err
+	}
 	repo, ok := m.index.Repo(root)
 	switch {
 	case !ok || m.watcher == nil:
