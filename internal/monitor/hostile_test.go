@@ -554,6 +554,7 @@ func TestHostilePointerDeletedAge(t *testing.T) {
 		t.Errorf("served: %s", b)
 	}
 	w.push("a/os", next)
+	w.is(w.look("os"), Published)
 	w.want("os/repodata/repomd.xml", next["repodata/repomd.xml"].Body)
 }
 

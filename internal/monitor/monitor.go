@@ -214,7 +214,7 @@ func backoff(failures int, refresh time.Duration) time.Duration {
 func (m *Monitor) Meet(ctx context.Context, root string) error {
 	m.mu.Lock()
 	w := m.watchOf(root)
-	if _, known := m.index.Repo(root); w.look == nil && w.failures > 0 && time.Since(w.ended) < m.gapOf(w) && !known {
+	if w.look == nil && w.result.Err != nil && time.Since(w.ended) < m.gapOf(w) {
 		defer m.mu.Unlock()
 		return w.result.Err
 	}
@@ -279,7 +279,9 @@ func (m *Monitor) begin(w *watch, how manner) *look {
 		w.placed, w.next = true, m.after(w)
 		w.expire = time.Now() // whatever changed, see what is left to do
 
-		if w.met != nil && m.ctx.Err() == nil { // it came while we looked
+		if _, known := m.index.Repo(w.root); !known {
+			delete(m.watches, w.root) // clients choose for what they ask
+		} else if w.met != nil && m.ctx.Err() == nil { // it came while we looked
 			m.begin(w, manner{})
 		}
 		m.mu.Unlock()
