@@ -187,7 +187,6 @@ func (m *Mirror) settle(ctx context.Context, root string, touched []string) erro
 		return nil
 	}
 	for _, name := range touched { // unverified ones may have come between the comparing and the publishing
-		m.absence.forget(name)
 		if !m.isStored(name) {
 			continue
 		}

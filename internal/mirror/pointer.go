@@ -43,14 +43,11 @@ func (m *Mirror) look(ctx context.Context, t site.Target, file *store.File, c ch
 	}
 	root, _ := repository(t.Path)
 	begun, done := m.watcher.Look(root)
-	late := time.NewTimer(time.Until(begun.Add(patience)))
-	defer late.Stop()
-	select {
-	case <-done:
-	case <-late.C:
+	switch inTime, err := await(ctx, done, begun.Add(patience)); {
+	case err != nil:
+		return nil, err
+	case !inTime:
 		return answer(file, c, staleFile), nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
 	}
 	now, err := m.store.Get(t.Path)
 	if err != nil {
@@ -73,6 +70,20 @@ func (m *Mirror) look(ctx context.Context, t site.Target, file *store.File, c ch
 	return a, nil
 }
 
+// await waits for done until late, and reports whether it came in time. The error is ctx's cause.
+func await(ctx context.Context, done <-chan struct{}, late time.Time) (inTime bool, err error) {
+	timer := time.NewTimer(time.Until(late))
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true, nil
+	case <-timer.C:
+		return false, nil
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+}
+
 // companion answers for a repomd.xml.asc or .key that is not stored, whose repomd.xml is: it comes from the same origin and
 // changes with it, so it is there as soon as that was looked for, or does not exist. nil leaves t to miss.
 func (m *Mirror) companion(ctx context.Context, t site.Target) error {
@@ -93,13 +104,8 @@ func (m *Mirror) companion(ctx context.Context, t site.Target) error {
 		return absent
 	}
 	begun, done := m.watcher.Look(root)
-	late := time.NewTimer(time.Until(begun.Add(patience)))
-	defer late.Stop()
-	select {
-	case <-done:
-	case <-late.C:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if _, err := await(ctx, done, begun.Add(patience)); err != nil {
+		return err
 	}
 	if _, err := m.store.Stat(t.Path); err == nil {
 		return fetch.ErrCurrent
@@ -179,16 +185,11 @@ func (m *Mirror) suspect(t site.Target) (waits []<-chan struct{}) {
 
 // looked is suspect and waits for what it leads to, for patience at most. It reports whether anybody looked.
 func (m *Mirror) looked(ctx context.Context, t site.Target) bool {
-	late := time.NewTimer(patience)
-	defer late.Stop()
+	late := time.Now().Add(patience)
 	waits := m.suspect(t)
 	for _, done := range waits {
-		select {
-		case <-done:
-		case <-late.C:
-			return true
-		case <-ctx.Done():
-			return false
+		if inTime, err := await(ctx, done, late); err != nil || !inTime {
+			return err == nil
 		}
 	}
 	return len(waits) > 0

@@ -111,11 +111,7 @@ func (v *visit) overtaken(ctx context.Context, c *candidate) (*candidate, error)
 	if err != nil || sumOf(body) == c.repo.Pointer.Sum {
 		return nil, err
 	}
-	next := &candidate{bytes: body, resp: resp, time: resp.LastModified}
-	if next.time.IsZero() {
-		next.time = time.Now().Truncate(time.Second)
-	}
-	return next, nil
+	return &candidate{bytes: body, resp: resp, time: modified(resp)}, nil
 }
 
 // near asks for rel where beside came from; with a known answer of rel's, only whether it has changed.
@@ -304,11 +300,7 @@ func (v *visit) companion(ctx context.Context, pointer *upstream.Response, ext s
 	if err != nil {
 		return nil, err
 	}
-	mtime := resp.LastModified
-	if mtime.IsZero() {
-		mtime = time.Now().Truncate(time.Second)
-	}
-	return body, b.Add(v.t.Path+ext, body, mtime)
+	return body, b.Add(v.t.Path+ext, body, modified(resp))
 }
 
 // publish has the bundle published.

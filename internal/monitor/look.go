@@ -230,11 +230,15 @@ func (v *visit) ask(ctx context.Context, have index.Belief) (*candidate, *upstre
 	if repo != nil && have.Size > 0 && sumOf(body) == repo.Pointer.Sum {
 		return nil, resp, nil
 	}
-	c := &candidate{bytes: body, resp: resp, time: resp.LastModified}
-	if c.time.IsZero() {
-		c.time = time.Now().Truncate(time.Second)
+	return &candidate{bytes: body, resp: resp, time: modified(resp)}, resp, nil
+}
+
+// modified is the modification time that what resp brought will have.
+func modified(resp *upstream.Response) time.Time {
+	if resp.LastModified.IsZero() {
+		return time.Now().Truncate(time.Second)
 	}
-	return c, resp, nil
+	return resp.LastModified
 }
 
 // redirected reports whether resp came from another host than the one that is configured.
